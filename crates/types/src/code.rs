@@ -1,0 +1,132 @@
+use std::fmt;
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Severity {
+    /// Worth knowing.
+    Info,
+    /// Works, but will not for long or not for all.
+    Warning,
+    /// Does not work.
+    Error,
+}
+
+macro_rules! codes {
+    ($($variant:ident = $number:literal, $severity:ident, $title:literal, $next:literal;)*) => {
+        /// A diagnostic code. The one table behind messages, `status`, `why` and docs/DIAGNOSTICS.md.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[non_exhaustive]
+        pub enum Code { $(#[doc = $title] $variant,)* }
+
+        impl Code {
+            /// All codes in order.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// Its row of the table.
+            pub const fn entry(self) -> CodeEntry {
+                match self { $(Self::$variant => CodeEntry {
+                    id: concat!("TMB", $number), severity: Severity::$severity, title: $title, next: $next,
+                },)* }
+            }
+        }
+    };
+}
+
+/// A row of the code table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CodeEntry {
+    /// `TMB0101`.
+    pub id: &'static str,
+    /// How bad.
+    pub severity: Severity,
+    /// One sentence.
+    pub title: &'static str,
+    /// What to do next, usually a command.
+    pub next: &'static str,
+}
+
+codes! {
+    TokenMalformed = "0101", Error, "The join token is damaged.", "Copy the whole token, from `tmb1_` to its end, or make a new one: tombolo token create";
+    TokenExpired = "0102", Error, "The join token has expired.", "Make a new one: tombolo token create -n NAMESPACE --workload-group GROUP";
+    TokenSpent = "0103", Error, "The join token has no uses left.", "Make a new one: tombolo token create -n NAMESPACE --workload-group GROUP";
+    TokenUnknown = "0104", Error, "Discovery does not know this join token.", "It was revoked or belongs to another mesh; make a new one: tombolo token create";
+    TokenSource = "0105", Error, "The join token may not be used from this address.", "Use it from inside its --cidr, or make one without";
+    TokenProof = "0106", Error, "The proof of possession does not fit.", "The token or the device key is damaged; run `tombolo up` with a new token";
+    PinMismatch = "0110", Error, "The server is not the discovery of this token: its root certificate does not match the pin.", "Check the address in between (proxy, load balancer, DNS); do not go on. A new root needs a new token";
+    NotDiscovery = "0111", Error, "The server has a certificate of this mesh but is not discovery.", "Somebody poses as discovery: tell your security team. Check the address with `tombolo token inspect`";
+    Unreachable = "0112", Error, "Discovery cannot be reached.", "Check that the address resolves and port 15012 is open from here: nc -vz HOST 15012";
+    ClockSkew = "0113", Error, "The clock of this host differs from discovery's.", "Set the clock (timedatectl set-ntp true), then run the command again";
+    PrefixTaken = "0114", Error, "This host already routes the mesh's virtual addresses elsewhere.", "Choose other VIP prefixes at `tombolo-discovery init --vip-prefix`, or remove the route";
+    AlreadyEnrolled = "0115", Error, "This host is enrolled already.", "tombolo status; to join another mesh: tombolo leave, then tombolo up";
+    DeviceRevoked = "0120", Error, "This device was revoked.", "An operator can delete it (tombolo vm delete) and enrol the host again with a new token";
+    DeviceClone = "0121", Error, "Another copy of this device has renewed already.", "If this is the right copy: tombolo vm readmit DEVICE. Otherwise: tombolo leave, and up with a new token";
+    DeviceUnknown = "0122", Error, "Discovery does not know this device.", "tombolo leave --force, then tombolo up with a new token";
+    AddressConflict = "0130", Warning, "Another live member holds this address.", "tombolo vm list shows both; the address moves when discovery can dial this device at it";
+    AddressRefused = "0131", Warning, "The claimed address is not one that this node may claim.", "Loopback, link-local, multicast and virtual addresses are refused; others need the group's CIDRs or the connection's source";
+    LabelRefused = "0132", Warning, "A label of the node is not listed by its WorkloadGroup.", "Add the key to the annotation tombolo.io/node-labels of the group";
+    InvalidResource = "0201", Error, "The resource is not valid.", "Correct the field that is named; tombolo apply --dry-run=server checks without writing";
+    Conflict = "0202", Error, "The object was changed by somebody else.", "Get it again and repeat the change";
+    NotFound = "0203", Error, "There is no such object.", "tombolo get KIND -A lists what there is";
+    AlreadyExists = "0204", Error, "The object exists already.", "Use `tombolo apply` to change it";
+    Forbidden = "0205", Error, "You may not do this.", "Ask a mesh-admin; `tombolo audit` shows the refusal";
+    Reserved = "0206", Error, "This namespace or name is reserved.", "Choose another namespace";
+    NotEnrolled = "0301", Warning, "This host is not enrolled.", "tombolo up TOKEN";
+    NoControlPlane = "0302", Warning, "Discovery cannot be reached; what was received last is served.", "Nothing is lost; check the network to discovery: tombolo status";
+    CertificateExpired = "0303", Error, "The certificate of this host has expired.", "It renews by itself as soon as discovery is reachable: tombolo status";
+    CertificateExpiring = "0304", Warning, "The certificate is past its half life and not renewed yet.", "Check the network to discovery: tombolo status";
+    NoPolicyYet = "0305", Error, "No policy set has been received yet; nothing is admitted.", "Wait for the first contact with discovery: tombolo status";
+    ProbeFailing = "0306", Warning, "The health probe of the application fails; this host gets no calls.", "Start or mend the application";
+    NetdUnreachable = "0307", Error, "tombolo-netd does not answer; there is no mesh0.", "systemctl status tombolo-netd";
+    NameUnknown = "0401", Error, "No such name in the mesh.", "tombolo get se -A lists the services; names are <service>.<namespace>.svc.<mesh domain>";
+    NameNotResolved = "0402", Error, "The mesh knows the name, but this host does not ask the mesh for it.", "Point the host's resolver at the DNS VIP: docs/OPERATIONS.md, names";
+    PortUnknown = "0403", Error, "The service has no such port.", "tombolo describe se NAME lists its ports";
+    PolicyDenies = "0404", Error, "A policy denies this connection.", "tombolo get ap -n NAMESPACE POLICY -o yaml; change or delete it";
+    NoEndpoint = "0405", Error, "The service has no healthy endpoint.", "tombolo vm list shows which VMs are away or unhealthy, and why";
+    EndpointUnreachable = "0406", Error, "No endpoint could be reached.", "Check that port 15008/tcp is open from here to the endpoint's address";
+    PeerIdentity = "0407", Error, "The endpoint is not who it must be.", "The address was reused or somebody poses as the service: tombolo vm list";
+    ApplicationRefuses = "0408", Error, "The endpoint was reached, but its application refused.", "Check that the application listens on its target port at the host's own address";
+    PortNotDeclared = "0409", Error, "The endpoint does not deliver this port.", "Declare it: WorkloadGroup.spec.template.ports";
+    StateCorrupt = "0501", Warning, "A state file was unreadable and was set aside.", "Nothing to do if the host is back; the file is kept beside it with .bad";
+    BrakeEngaged = "0601", Warning, "Many members turned suspect at once; nobody is taken out by suspicion.", "Check the network of discovery; members that are really dead are still taken out by callers";
+    StartGrace = "0602", Info, "Discovery has just started; nobody is taken out by suspicion yet.", "Nothing to do: it ends after 20 s";
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.entry().id)
+    }
+}
+
+impl Code {
+    /// Finds a code by its id, for example in a gRPC error text.
+    pub fn find(id: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|code| code.entry().id == id)
+    }
+
+    /// The message in its one form: `TMB0101 title cause. Next: …`. An empty cause is left out.
+    pub fn message(self, cause: impl fmt::Display) -> String {
+        let entry = self.entry();
+        let cause = cause.to_string();
+        let cause = cause.trim().trim_end_matches('.');
+        let cause = if cause.is_empty() { String::new() } else { format!(" Cause: {cause}.") };
+        format!("{} {}{cause} Next: {}", entry.id, entry.title, entry.next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_unique_and_ordered() {
+        let ids: Vec<_> = Code::ALL.iter().map(|code| code.entry().id).collect();
+        assert!(ids.windows(2).all(|w| w[0] < w[1]), "{ids:?}");
+        assert_eq!(Code::find("TMB0103"), Some(Code::TokenSpent));
+    }
+
+    #[test]
+    fn messages_name_cause_and_next_step() {
+        let text = Code::TokenExpired.message("it ended 3 minutes ago.");
+        assert!(text.starts_with("TMB0102 The join token has expired. Cause: it ended 3 minutes ago. Next: "), "{text}");
+    }
+}

@@ -1,0 +1,21 @@
+//! Validated names and ids, join tokens, ports, address plan and the table of diagnostic codes.
+//!
+//! Position: layer 0; every other crate uses these words. A value of a type from here is valid: parse, don't validate.
+//!
+//! **Invariant:** no tokio, clock, randomness, files or sockets.
+
+mod code;
+mod device;
+mod mesh;
+mod names;
+mod reject;
+mod spiffe;
+mod token;
+
+pub use code::{Code, CodeEntry, Severity};
+pub use device::{DeviceId, ParseDeviceIdError};
+pub use mesh::{AddressPlan, AddressPlanError, NetworkAddress, ports, reserved_namespace};
+pub use names::{Hostname, NameError, NamespacedName, TrustDomain, check_label};
+pub use reject::{Reject, RejectClass};
+pub use spiffe::{SpiffeError, SpiffeId};
+pub use token::{JoinToken, TOKEN_PREFIX, TokenError};
