@@ -18,6 +18,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let grpc = std::env::var_os("CARGO_FEATURE_GRPC").is_some();
     let mut config = tonic_prost_build::Config::new();
     config.enable_type_names().type_name_domain(["."], "type.googleapis.com");
+    // Encoded bytes are hashed into resource versions: the order of this map must not be random.
+    config.btree_map([".istio.workload.Workload.services"]);
     tonic_prost_build::configure().build_client(grpc).build_server(grpc).compile_fds_with_config(set, config)?;
     Ok(())
 }
