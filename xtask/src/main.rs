@@ -1,2 +1,24 @@
-//! Skeleton.
-fn main() {}
+//! `cargo xtask`: the checks that cargo does not have, and the run of all of them.
+//!
+//! `ci` is what `make test` runs, here and in CI. `layers`, `licences`, `unused`, `docs` are its parts that are ours.
+#![allow(clippy::print_stdout, reason = "a command-line program")]
+
+mod ci;
+mod docs;
+mod graph;
+mod licences;
+
+use anyhow::{Result, bail};
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["ci", stages @ ..] => ci::run(stages),
+        ["layers"] => graph::layers(),
+        ["unused"] => graph::unused(),
+        ["licences"] => licences::check(),
+        ["docs"] => docs::generate(false),
+        ["docs", "--check"] => docs::generate(true),
+        _ => bail!("usage: cargo xtask ci [STAGE…] | layers | unused | licences | docs [--check]"),
+    }
+}

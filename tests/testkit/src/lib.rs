@@ -1,1 +1,24 @@
-//! Skeleton.
+//! Real hosts on one machine: network namespaces with their own `/etc`, `/run`, `/var/lib` and `/var/log`, joined by
+//! a router, and the applications that run on them. The netns and interop suites, the demo and the benchmark stand
+//! on it.
+//!
+//! A [`Lab`] owns everything that it makes and removes it when it is dropped, also when a test panics. Nothing outside
+//! the namespaces is changed: no file of the machine, no route, no rule.
+//!
+//! **Invariant:** loops are bounded by deadlines; nothing here talks to the internet.
+
+mod apps;
+mod envoy;
+mod host;
+mod lab;
+mod mesh;
+mod process;
+mod suite;
+
+pub use apps::{EchoServer, Nginx, Postgres, Redis};
+pub use envoy::{envoy_client, envoy_server};
+pub use host::Host;
+pub use lab::{Lab, Shape};
+pub use mesh::{Mesh, MeshOptions, Vm};
+pub use process::{Output, Process};
+pub use suite::{binaries, envoy, require_root, skip, wait_for};

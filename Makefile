@@ -1,0 +1,31 @@
+# Two commands do everything on a fresh Debian or Ubuntu machine:
+#   make demo   the main job end to end, on network namespaces of this machine (KEEP=1 leaves the mesh up, PAUSE=1 steps)
+#   make test   format, lints, unit, property, netns and interop suites
+# Both install what is missing with apt (asking sudo), build as you, and use root only for network namespaces.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
+BINS := -p tombolo -p tombolo-agent -p tombolo-netd -p tombolo-discovery -p tombolo-testkit -p tombolo-demo
+
+.PHONY: help setup build demo test bench clean
+help:
+	@sed -n '2,4s/^# //p' Makefile
+
+setup:
+	@./tests/setup.sh
+
+build: setup
+	cargo build --locked --release $(BINS)
+
+demo: build
+	@$(ROOT) target/release/tombolo-demo $(if $(KEEP),--keep) $(if $(PAUSE),--pause)
+
+test: setup
+	@$(ROOT) cargo run --locked --quiet --package xtask -- ci
+
+bench: setup
+	cargo build --locked --release $(BINS)
+	@$(ROOT) benches/run.sh
+
+clean:
+	cargo clean
