@@ -1,1 +1,21 @@
-//! Skeleton.
+//! The registry: resources of the mesh in, compiled xDS resources out.
+//!
+//! Position: layer 2, "config in -> registry -> compile -> push". One owner task holds the [`Registry`], tells it what
+//! changed and publishes immutable [`World`]s, which the xDS server reads.
+//!
+//! **Invariant:** no tokio, clock, randomness, files or sockets.
+//! **Invariant:** what is published depends only on the present objects, health and settings, never on the order in
+//! which they came; an incremental publish equals one from scratch.
+//! **Invariant:** a policy is never weaker than it was written, except where a warning says so.
+
+mod mesh_check;
+mod registry;
+mod settings;
+mod vips;
+mod world;
+
+pub use mesh_check::{MeshCheck, validate_in_mesh};
+pub use registry::{Health, Registry};
+pub use settings::MeshSettings;
+pub use vips::Allocation;
+pub use world::{Compiled, Resources, Subscriber, World};
