@@ -2,4 +2,39 @@
 //!
 //! One binary, one module per concern. Each test makes its own lab and removes it. Needs root and the release build.
 
+mod enrolment;
+mod hostile;
 mod lab;
+mod liveness;
+mod names;
+mod policy;
+mod survival;
+mod traffic;
+
+use std::time::Duration;
+use tombolo_testkit::{Mesh, MeshOptions, Vm};
+
+/// The service of the `catalog` group.
+const CATALOG: &str = "catalog.shop.svc.mesh.internal";
+/// Longest wait for something that takes a second on an idle machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A mesh with a caller `a` in group `webapp` and a callee `b` in group `catalog` with the given ports.
+fn pair(name: &str, ports: &str, options: MeshOptions) -> anyhow::Result<(Vm, Vm, Mesh)> {
+    let mut mesh = Mesh::start(name, options)?;
+    mesh.group("webapp", "http=80:8080")?;
+    mesh.group("catalog", ports)?;
+    let b = mesh.vm("b", "catalog")?;
+    let a = mesh.vm("a", "webapp")?;
+    Ok((a, b, mesh))
+}
+
+/// Leaves a test with SKIPPED where the suite cannot run.
+macro_rules! needs_root {
+    () => {
+        if !tombolo_testkit::require_root("netns") {
+            return Ok(());
+        }
+    };
+}
+pub(crate) use needs_root;

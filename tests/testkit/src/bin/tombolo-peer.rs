@@ -7,7 +7,7 @@
 //! checks them), `echo` (N bytes both ways), `banner`, `reset` (says what ended the connection), `hold` (N connections,
 //! one byte each way, then waits for a line on stdin and checks all again), `connect` (prints how connect() ended),
 //! `load` (HTTP GET on a new connection N times a second until stdin closes; a line per request: start in Unix ms,
-//! duration in ms, `ok` or the error).
+//! duration in ms, `ok` or the error), `blast` (sends stdin as it is, then reads to the end).
 #![allow(clippy::print_stdout, reason = "a command-line program")]
 
 use std::{
@@ -112,6 +112,10 @@ fn call(mode: &str, host: &str, port: u16, count: u64) -> Result<()> {
     let mut socket = connected?;
     socket.set_nodelay(true)?;
     match mode {
+        "blast" => {
+            std::io::copy(&mut std::io::stdin(), &mut socket)?;
+            drain(&mut socket, Duration::ZERO).map(drop)
+        }
         "sum" => {
             let sent = send(&mut socket, count)?;
             socket.shutdown(Shutdown::Write)?;
