@@ -1,0 +1,102 @@
+use crate::{IdentityError, pem};
+use aws_lc_rs::digest;
+use rustls_pki_types::{CertificateDer, TrustAnchor};
+use std::fmt;
+use tombolo_types::TrustDomain;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+/// The roots that may vouch for identities of one trust domain. Several are live at once while a root is exchanged.
+#[derive(Clone, PartialEq, Eq)]
+pub struct TrustBundle {
+    trust_domain: TrustDomain,
+    roots: Vec<CertificateDer<'static>>,
+    anchors: Vec<TrustAnchor<'static>>,
+}
+
+impl fmt::Debug for TrustBundle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let pins: Vec<_> = self
+            .roots
+            .iter()
+            .filter_map(|root| root_pin(root).ok())
+            .map(|pin| hex(&pin))
+            .collect();
+        f.debug_struct("TrustBundle")
+            .field("trust_domain", &self.trust_domain)
+            .field("roots", &pins)
+            .finish()
+    }
+}
+
+impl TrustBundle {
+    /// Reads one or more concatenated certificates; repeated ones count once.
+    ///
+    /// # Errors
+    /// When there is no certificate, or one that cannot be a trust anchor.
+    pub fn from_pem(trust_domain: TrustDomain, pem: &str) -> Result<Self, IdentityError> {
+        let mut bundle = Self {
+            trust_domain,
+            roots: Vec::new(),
+            anchors: Vec::new(),
+        };
+        for root in pem::certificates(pem)? {
+            if bundle.roots.contains(&root) {
+                continue;
+            }
+            bundle.anchors.push(anchor(&root)?);
+            bundle.roots.push(root);
+        }
+        Ok(bundle)
+    }
+
+    /// Whose identities these roots vouch for.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// The roots in the order they were given.
+    pub fn roots(&self) -> &[CertificateDer<'static>] {
+        &self.roots
+    }
+
+    /// All roots, concatenated.
+    pub fn to_pem(&self) -> String {
+        pem::encode_certificates(&self.roots)
+    }
+
+    pub(crate) fn anchors(&self) -> &[TrustAnchor<'static>] {
+        &self.anchors
+    }
+}
+
+pub(crate) fn anchor(root: &CertificateDer<'_>) -> Result<TrustAnchor<'static>, IdentityError> {
+    webpki::anchor_from_trusted_cert(root)
+        .map(|anchor| anchor.to_owned())
+        .map_err(|error| IdentityError::Certificate(format!("not usable as a root: {error}")))
+}
+
+pub(crate) fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, IdentityError> {
+    match X509Certificate::from_der(certificate) {
+        Ok(([], parsed)) => Ok(parsed),
+        Ok(_) => Err(IdentityError::Certificate("bytes follow its end".into())),
+        Err(error) => Err(IdentityError::Certificate(error.to_string())),
+    }
+}
+
+/// SHA-256 of the certificate's SubjectPublicKeyInfo: what a join token pins.
+///
+/// A root keeps its pin when it is issued again or cross-signed with the same key. The same value as
+/// `openssl x509 -pubkey -noout | openssl pkey -pubin -outform der | sha256sum`.
+///
+/// # Errors
+/// When it is not a certificate.
+pub fn root_pin(cert: &CertificateDer<'_>) -> Result<[u8; 32], IdentityError> {
+    let parsed = parse(cert)?;
+    let mut pin = [0; 32];
+    pin.copy_from_slice(digest::digest(&digest::SHA256, parsed.tbs_certificate.subject_pki.raw).as_ref());
+    Ok(pin)
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
