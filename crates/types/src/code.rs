@@ -58,6 +58,9 @@ codes! {
     ClockSkew = "0113", Error, "The clock of this host differs from discovery's.", "Set the clock (timedatectl set-ntp true), then run the command again";
     PrefixTaken = "0114", Error, "This host already routes the mesh's virtual addresses elsewhere.", "Choose other VIP prefixes at `tombolo-discovery init --vip-prefix`, or remove the route";
     AlreadyEnrolled = "0115", Error, "This host is enrolled already.", "tombolo status; to join another mesh: tombolo leave, then tombolo up";
+    UserMissing = "0116", Error, "The user that the agent runs as does not exist.", "useradd --system --no-create-home --shell /usr/sbin/nologin tombolo-agent (the package does it), then run the command again";
+    NeedsRoot = "0117", Error, "This command changes the host and needs root.", "Run it again with sudo";
+    NotReady = "0118", Error, "The agent did not become ready in time.", "tombolo status; its log is in journalctl -u tombolo-agent, or in /var/log/tombolo/agent.log where there is no systemd";
     DeviceRevoked = "0120", Error, "This device was revoked.", "An operator can delete it (tombolo vm delete) and enrol the host again with a new token";
     DeviceClone = "0121", Error, "Another copy of this device has renewed already.", "If this is the right copy: tombolo vm readmit DEVICE. Otherwise: tombolo leave, and up with a new token";
     DeviceUnknown = "0122", Error, "Discovery does not know this device.", "tombolo leave --force, then tombolo up with a new token";
@@ -70,6 +73,8 @@ codes! {
     AlreadyExists = "0204", Error, "The object exists already.", "Use `tombolo apply` to change it";
     Forbidden = "0205", Error, "You may not do this.", "Ask a mesh-admin; `tombolo audit` shows the refusal";
     Reserved = "0206", Error, "This namespace or name is reserved.", "Choose another namespace";
+    AdminUnreachable = "0207", Error, "Discovery's admin socket does not answer.", "Run the command on the discovery host as root or in the group tombolo-admin; systemctl status tombolo-discovery; another path: --socket";
+    Usage = "0208", Error, "The command line does not say what to do.", "Add --help to see what the command takes";
     NotEnrolled = "0301", Warning, "This host is not enrolled.", "tombolo up TOKEN";
     NoControlPlane = "0302", Warning, "Discovery cannot be reached; what was received last is served.", "Nothing is lost; check the network to discovery: tombolo status";
     CertificateExpired = "0303", Error, "The certificate of this host has expired.", "It renews by itself as soon as discovery is reachable: tombolo status";
@@ -77,6 +82,9 @@ codes! {
     NoPolicyYet = "0305", Error, "No policy set has been received yet; nothing is admitted.", "Wait for the first contact with discovery: tombolo status";
     ProbeFailing = "0306", Warning, "The health probe of the application fails; this host gets no calls.", "Start or mend the application";
     NetdUnreachable = "0307", Error, "tombolo-netd does not answer; there is no mesh0.", "systemctl status tombolo-netd";
+    ProbeRefused = "0308", Warning, "The health probe of the WorkloadGroup is not of a kind that agents run.", "Use httpGet or tcpSocket, without a host or with one of this host's own addresses";
+    ResourceRefused = "0309", Warning, "Discovery sent something that this agent does not understand.", "Upgrade the agent; what it had before stays in force: tombolo status";
+    AgentUnreachable = "0310", Error, "The agent of this host does not answer.", "tombolo up starts it; its log is in journalctl -u tombolo-agent, or in /var/log/tombolo/agent.log where there is no systemd";
     NameUnknown = "0401", Error, "No such name in the mesh.", "tombolo get se -A lists the services; names are <service>.<namespace>.svc.<mesh domain>";
     NameNotResolved = "0402", Error, "The mesh knows the name, but this host does not ask the mesh for it.", "Point the host's resolver at the DNS VIP: docs/OPERATIONS.md, names";
     PortUnknown = "0403", Error, "The service has no such port.", "tombolo describe se NAME lists its ports";
@@ -87,6 +95,9 @@ codes! {
     ApplicationRefuses = "0408", Error, "The endpoint was reached, but its application refused.", "Check that the application listens on its target port at the host's own address";
     PortNotDeclared = "0409", Error, "The endpoint does not deliver this port.", "Declare it: WorkloadGroup.spec.template.ports";
     StateCorrupt = "0501", Warning, "A state file was unreadable and was set aside.", "Nothing to do if the host is back; the file is kept beside it with .bad";
+    StateUnusable = "0502", Error, "The agent's state directory cannot be used.", "Check that /var/lib/tombolo/agent belongs to the agent's user, and that the disk is not full";
+    StateLocked = "0503", Error, "Another process uses the agent's state directory.", "tombolo down stops the agent; then run the command again";
+    ConfigInvalid = "0504", Error, "A configuration file is not valid.", "Correct the key that is named; tombolo config show prints what is in force and where it comes from";
     BrakeEngaged = "0601", Warning, "Many members turned suspect at once; nobody is taken out by suspicion.", "Check the network of discovery; members that are really dead are still taken out by callers";
     StartGrace = "0602", Info, "Discovery has just started; nobody is taken out by suspicion yet.", "Nothing to do: it ends after 20 s";
 }
