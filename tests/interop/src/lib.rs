@@ -1,0 +1,1 @@
+//! The interop suite: other implementations as peers. See `tests/interop/`.
