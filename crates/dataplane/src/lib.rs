@@ -1,1 +1,16 @@
-//! Skeleton.
+//! The async data path of a host: outbound flows, inbound connections, names.
+//!
+//! Position: layer 5. `packet -> flow -> destination -> policy -> tunnel -> peer`: capture hands over what applications
+//! do, the snapshot says where it goes and who may, the tunnel carries it. Everything is decided by the pure crates;
+//! here are the sockets, the time limits and what is said of it (access log, metrics).
+//!
+//! **Invariant:** an application's connect() succeeds only after a peer has accepted the connection.
+//! **Invariant:** a connection is registered before it is decided upon, and every new version decides again about all
+//! that are registered: no change of policy falls between.
+//! **Invariant:** without a first set of policies nothing is admitted.
+
+mod dataplane;
+mod settings;
+
+pub use dataplane::{ConnectionInfo, Dataplane, Inputs, ProbeResult, StartError};
+pub use settings::Settings;

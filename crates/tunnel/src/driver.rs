@@ -1,0 +1,254 @@
+use crate::{
+    control::{CLOSED, CUT, Control, DRAIN, GROW, SILENT},
+    io::SharedIo,
+};
+use h2::{Ping, PingPong};
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+/// Window of a stream at the start: more than a round trip inside a network needs at 1 Gbit/s.
+pub(crate) const STREAM_WINDOW: u32 = 256 * 1024;
+/// Window of the streams of a connection that moves much data.
+const STREAM_WINDOW_GROWN: u32 = 2 * 1024 * 1024;
+/// Window of a connection: so many stalled streams (64 of the first size) do not stop the others.
+pub(crate) const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
+/// Greatest frame that we take.
+pub(crate) const FRAME_MAX: u32 = 1024 * 1024;
+/// Bytes of a stream that HTTP/2 queues for sending.
+pub(crate) const SEND_QUEUE: usize = 256 * 1024;
+/// Process-wide budget of memory that grown windows may fill, in bytes; each grown connection takes its window.
+const GROWTH_BUDGET: usize = 64 * 1024 * 1024;
+const GROWTH_UNIT: usize = CONNECTION_WINDOW as usize;
+const _: () = assert!(
+    GROWTH_BUDGET / GROWTH_UNIT >= 4,
+    "few connections at a time carry bulk data"
+);
+
+static GROWTH_TAKEN: AtomicUsize = AtomicUsize::new(0);
+
+/// Silence after which a PING is sent, and further silence after which the peer is taken for dead.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    quiet: Duration,
+    give_up: Duration,
+}
+
+/// With nothing at stake. Source: ztunnel, PING every 10 s, timeout 20 s.
+const IDLE: Patience = Patience {
+    quiet: Duration::from_secs(10),
+    give_up: Duration::from_secs(20),
+};
+/// While an application waits in connect(): another endpoint can still be tried.
+const ASKED: Patience = Patience {
+    quiet: Duration::from_secs(1),
+    give_up: Duration::from_secs(1),
+};
+
+/// Either side's HTTP/2 connection.
+pub(crate) trait Http2: Unpin {
+    /// Reads and encodes what there is. Ready when the connection has ended.
+    fn poll_drive(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>>;
+    /// For keepalive; once.
+    fn ping_pong(&mut self) -> Option<PingPong>;
+    /// Sets the window of all streams.
+    fn grow(&mut self, window: u32);
+    /// Starts a graceful end.
+    fn drain(&mut self);
+}
+
+struct Keepalive {
+    pings: Option<PingPong>,
+    heard: u64,
+    heard_at: Instant,
+    pinged_at: Option<Instant>,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Keepalive {
+    fn new(pings: Option<PingPong>) -> Self {
+        let now = Instant::now();
+        Self {
+            pings,
+            heard: 0,
+            heard_at: now,
+            pinged_at: None,
+            timer: Box::pin(sleep_until(now + IDLE.quiet)),
+        }
+    }
+
+    /// Ready when the peer is dead.
+    fn poll(&mut self, cx: &mut Context<'_>, heard: u64, asked: bool) -> Poll<()> {
+        if heard != self.heard {
+            self.heard = heard;
+            self.heard_at = Instant::now();
+            self.pinged_at = None;
+        }
+        let patience = if asked { ASKED } else { IDLE };
+        loop {
+            let deadline = match self.pinged_at {
+                Some(at) => at + patience.give_up,
+                None => self.heard_at + patience.quiet,
+            };
+            // A timer that fires early only costs a look; it is moved back no more often than that.
+            if self.timer.deadline() > deadline {
+                self.timer.as_mut().reset(deadline);
+            }
+            if self.timer.as_mut().poll(cx).is_pending() {
+                break;
+            }
+            if Instant::now() < deadline {
+                self.timer.as_mut().reset(deadline);
+                continue;
+            }
+            if self.pinged_at.is_some() {
+                return Poll::Ready(());
+            }
+            if let Some(pings) = &mut self.pings {
+                // Fails only if one is under way, and that one is as good.
+                let _ = pings.send_ping(Ping::opaque());
+            }
+            self.pinged_at = Some(Instant::now());
+        }
+        if let Some(pings) = &mut self.pings {
+            // Frees the way for the next one.
+            let _ = pings.poll_pong(cx);
+        }
+        Poll::Pending
+    }
+}
+
+/// How a connection ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// By both sides' will, or an error of HTTP/2.
+    Http2(Result<(), h2::Error>),
+    /// The socket failed.
+    Io(io::Error),
+    /// The peer was silent.
+    Silent,
+    /// By us, at once.
+    Cut,
+}
+
+/// Runs one connection: the only task that touches its socket.
+///
+/// When several streams are open, what they wrote is sent one turn of the scheduler later: the others write too, and
+/// one call to the kernel carries it all.
+pub(crate) struct Driver<H> {
+    http2: H,
+    io: SharedIo,
+    control: Arc<Control>,
+    keepalive: Keepalive,
+    waited: bool,
+    drained: bool,
+    grown: Growth,
+}
+
+impl<H: Http2> Driver<H> {
+    pub(crate) fn new(mut http2: H, io: SharedIo, control: Arc<Control>) -> Self {
+        let keepalive = Keepalive::new(http2.ping_pong());
+        Self {
+            http2,
+            io,
+            control,
+            keepalive,
+            waited: false,
+            drained: false,
+            grown: Growth::default(),
+        }
+    }
+
+    fn obey(&mut self) {
+        if self.control.has(DRAIN) && !self.drained {
+            self.drained = true;
+            self.http2.drain();
+        }
+        if self.control.has(GROW) && self.grown.take() {
+            self.http2.grow(STREAM_WINDOW_GROWN);
+        }
+    }
+}
+
+impl<H: Http2> Future for Driver<H> {
+    type Output = End;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
+        let this = &mut *self;
+        this.control.register(cx);
+        if this.control.has(CUT) {
+            // A reset, so that the peer's applications learn of it as such.
+            let _ = socket2::SockRef::from(this.io.lock().tcp()).set_linger(Some(Duration::ZERO));
+            return Poll::Ready(End::Cut);
+        }
+        this.obey();
+        let driven = this.http2.poll_drive(cx);
+        let heard = this.io.lock().heard();
+        if this
+            .keepalive
+            .poll(cx, heard, this.control.unanswered() > 0)
+            .is_ready()
+        {
+            this.control.set(SILENT);
+            return Poll::Ready(End::Silent);
+        }
+        let mut io = this.io.lock();
+        if io.has_output() {
+            if driven.is_pending() && !this.waited && this.control.streams() > 1 {
+                this.waited = true;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            this.waited = false;
+            if let Poll::Ready(Err(error)) = io.poll_send(cx) {
+                return Poll::Ready(End::Io(error));
+            }
+        }
+        driven.map(End::Http2)
+    }
+}
+
+impl<H> Drop for Driver<H> {
+    fn drop(&mut self) {
+        self.control.set(CLOSED);
+    }
+}
+
+/// A share of the budget for grown windows, given back when dropped.
+#[derive(Debug, Default)]
+struct Growth {
+    asked: bool,
+    taken: bool,
+}
+
+impl Growth {
+    /// True once, if the budget allows.
+    fn take(&mut self) -> bool {
+        if std::mem::replace(&mut self.asked, true) {
+            return false;
+        }
+        self.taken = GROWTH_TAKEN
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| {
+                (taken + GROWTH_UNIT <= GROWTH_BUDGET).then_some(taken + GROWTH_UNIT)
+            })
+            .is_ok();
+        self.taken
+    }
+}
+
+impl Drop for Growth {
+    fn drop(&mut self) {
+        if self.taken {
+            GROWTH_TAKEN.fetch_sub(GROWTH_UNIT, Ordering::AcqRel);
+        }
+    }
+}

@@ -1,0 +1,508 @@
+use crate::{
+    control::{CUT, Control, DRAIN},
+    driver::{CONNECTION_WINDOW, Driver, FRAME_MAX, Http2, SEND_QUEUE, STREAM_WINDOW},
+    headers::{Authority, Baggage, Forwarded, HeaderError, TRACEPARENT},
+    io::{SharedIo, TlsIo},
+    observe::{Observe, Side},
+    pool::log_end,
+    stream::TunnelStream,
+    tls::{self, HandshakeError},
+};
+use bytes::Bytes;
+use h2::{
+    PingPong, Reason, RecvStream,
+    server::{Connection, SendResponse},
+};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use socket2::{SockRef, TcpKeepalive};
+use std::{
+    collections::HashMap,
+    fmt,
+    future::Future,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::{Instant, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+use tombolo_identity::{LiveIdentity, Peer, hbone_server_config, peer_of, still_trusted};
+use tombolo_runtime::TaskGroup;
+
+/// Limits of a server.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Most connections; more wait in the kernel's queue.
+    pub connections_max: usize,
+    /// Most handshakes that are being computed. A connection that sends nothing does not count.
+    pub handshakes_max: usize,
+    /// Longest time from TCP connection to the HTTP/2 preface.
+    pub handshake_timeout: Duration,
+    /// Most streams of one connection.
+    pub streams_max: u32,
+    /// Longest header list, in bytes.
+    pub header_list_max: u32,
+}
+
+impl Default for Limits {
+    /// Source for streams and headers: ztunnel.
+    fn default() -> Self {
+        Self {
+            connections_max: 8192,
+            handshakes_max: 64,
+            handshake_timeout: Duration::from_secs(10),
+            streams_max: 200,
+            header_list_max: 64 * 1024,
+        }
+    }
+}
+
+/// Decides about connections and serves CONNECT streams.
+pub trait Service: Send + Sync + 'static {
+    /// True if a peer with a valid certificate may connect at all: false for revoked devices.
+    fn admit(&self, peer: &Peer) -> bool;
+
+    /// Serves one stream. The task is dropped with its stream reset if the future does nothing.
+    fn connect(self: Arc<Self>, incoming: Incoming) -> impl Future<Output = ()> + Send + 'static;
+}
+
+/// A request on a stream, not answered yet. Dropped, the stream is reset.
+#[derive(Debug)]
+pub struct Incoming {
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+    connection: Arc<Accepted>,
+}
+
+/// A connection that was accepted.
+#[derive(Debug)]
+struct Accepted {
+    peer: Arc<Peer>,
+    local: SocketAddr,
+    remote: SocketAddr,
+    control: Arc<Control>,
+}
+
+impl Incoming {
+    /// The method; anything but CONNECT is to be refused.
+    pub fn method(&self) -> &Method {
+        self.request.method()
+    }
+
+    /// Where it is to go.
+    ///
+    /// # Errors
+    /// When it is neither `address:port` nor `host:port`.
+    pub fn authority(&self) -> Result<Authority, HeaderError> {
+        self.request
+            .uri()
+            .authority()
+            .map_or("", http::uri::Authority::as_str)
+            .parse()
+    }
+
+    /// All headers.
+    pub fn headers(&self) -> &HeaderMap {
+        self.request.headers()
+    }
+
+    /// What the caller says of its workload: telemetry, nothing is decided by it.
+    pub fn baggage(&self) -> Baggage {
+        Baggage::from_headers(self.headers())
+    }
+
+    /// What the caller says of its application: telemetry, nothing is decided by it.
+    pub fn forwarded(&self) -> Forwarded {
+        Forwarded::from_headers(self.headers())
+    }
+
+    /// Trace context.
+    pub fn traceparent(&self) -> Option<&HeaderValue> {
+        self.headers().get(TRACEPARENT)
+    }
+
+    /// Who calls, as its certificate proves.
+    pub fn peer(&self) -> &Arc<Peer> {
+        &self.connection.peer
+    }
+
+    /// Our end of the TCP connection.
+    pub fn local(&self) -> SocketAddr {
+        self.connection.local
+    }
+
+    /// The caller's end of the TCP connection.
+    pub fn remote(&self) -> SocketAddr {
+        self.connection.remote
+    }
+
+    /// Refuses: the status and END_STREAM.
+    pub fn refuse(mut self, status: StatusCode) {
+        let mut response = Response::new(());
+        *response.status_mut() = status;
+        // Fails only if the peer has reset the stream meanwhile.
+        let _ = self.respond.send_response(response, true);
+    }
+
+    /// Accepts: 200, and what we say of our workload.
+    ///
+    /// # Errors
+    /// With the reason if the peer has reset the stream meanwhile.
+    pub fn accept(mut self, baggage: Option<&HeaderValue>) -> Result<TunnelStream, Reason> {
+        let mut response = Response::new(());
+        if let Some(baggage) = baggage {
+            response
+                .headers_mut()
+                .insert(crate::headers::BAGGAGE, baggage.clone());
+        }
+        let gone = |error: h2::Error| error.reason().unwrap_or(Reason::CANCEL);
+        let send = self.respond.send_response(response, false).map_err(gone)?;
+        let control = &self.connection.control;
+        // HTTP/2 bounds the number of streams already.
+        let lease = control.try_lease(usize::MAX).ok_or(Reason::INTERNAL_ERROR)?;
+        let peer = Arc::clone(&self.connection.peer);
+        Ok(TunnelStream {
+            send,
+            recv: self.request.into_body(),
+            lease,
+            peer,
+            baggage: None,
+        })
+    }
+}
+
+/// A connection as a snapshot for diagnosis.
+#[derive(Debug, Clone)]
+pub struct ConnectionInfo {
+    /// Who.
+    pub peer: Arc<Peer>,
+    /// From where.
+    pub remote: SocketAddr,
+    /// Open streams.
+    pub streams: usize,
+}
+
+/// A running server. Dropping it changes nothing: it runs until its tasks are stopped.
+#[derive(Clone)]
+pub struct Server {
+    shared: Arc<Shared>,
+    local: SocketAddr,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("local", &self.local)
+            .finish_non_exhaustive()
+    }
+}
+
+struct Shared {
+    live: Arc<LiveIdentity>,
+    tls: Arc<rustls::ServerConfig>,
+    limits: Limits,
+    handshakes: Semaphore,
+    observer: Arc<dyn Observe>,
+    running: Mutex<HashMap<u64, Running>>,
+    next: AtomicU64,
+    stop_accepting: CancellationToken,
+}
+
+struct Running {
+    accepted: Arc<Accepted>,
+    bundle_generation: u64,
+}
+
+impl Shared {
+    fn running(&self) -> MutexGuard<'_, HashMap<u64, Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Server {
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// Its connections.
+    pub fn connections(&self) -> Vec<ConnectionInfo> {
+        let info = |accepted: &Accepted| ConnectionInfo {
+            peer: Arc::clone(&accepted.peer),
+            remote: accepted.remote,
+            streams: accepted.control.streams(),
+        };
+        self.shared
+            .running()
+            .values()
+            .map(|running| info(&running.accepted))
+            .collect()
+    }
+
+    /// Looks at every connection again: if trust bundles have changed the peer's chain is verified again; whoever is
+    /// not trusted or not admitted any more is cut at once.
+    pub fn recheck(&self, now_unix: u64, admit: impl Fn(&Peer) -> bool) {
+        let current = self.shared.live.current();
+        for running in self.shared.running().values_mut() {
+            let peer = &running.accepted.peer;
+            let trusted = running.bundle_generation == current.bundle_generation
+                || still_trusted(&current, &peer.chain, now_unix);
+            running.bundle_generation = current.bundle_generation;
+            if !trusted || !admit(peer) {
+                tracing::info!(peer = %peer.id, "connection cut: the peer is not trusted any more");
+                running.accepted.control.set(CUT);
+            }
+        }
+    }
+
+    /// Accepts no more connections and streams; those that run go on. Peers are told by GOAWAY.
+    pub fn drain(&self) {
+        self.shared.stop_accepting.cancel();
+        self.shared
+            .running()
+            .values()
+            .for_each(|running| running.accepted.control.set(DRAIN));
+    }
+
+    /// Cuts every connection.
+    pub fn cut(&self) {
+        self.shared
+            .running()
+            .values()
+            .for_each(|running| running.accepted.control.set(CUT));
+    }
+}
+
+/// Serves HBONE on `listener` until `tasks` stop.
+///
+/// # Errors
+/// When the socket has no address, or TLS cannot be set up.
+pub fn serve<S: Service>(
+    listener: TcpListener,
+    live: &Arc<LiveIdentity>,
+    service: Arc<S>,
+    limits: Limits,
+    observer: Arc<dyn Observe>,
+    tasks: &TaskGroup,
+) -> std::io::Result<Server> {
+    let local = listener.local_addr()?;
+    let tls = hbone_server_config(live).map_err(std::io::Error::other)?;
+    let shared = Arc::new(Shared {
+        live: Arc::clone(live),
+        tls: tls::server_config(&tls),
+        limits,
+        handshakes: Semaphore::new(limits.handshakes_max),
+        observer,
+        running: Mutex::default(),
+        next: AtomicU64::new(0),
+        stop_accepting: tasks.token().child_token(),
+    });
+    let group = tasks.clone();
+    let accepting = Arc::clone(&shared);
+    tasks.spawn("hbone accept", async move {
+        let stop = accepting.stop_accepting.clone();
+        stop.run_until_cancelled(accept(listener, accepting, service, group))
+            .await;
+    });
+    Ok(Server { shared, local })
+}
+
+async fn accept<S: Service>(listener: TcpListener, shared: Arc<Shared>, service: Arc<S>, tasks: TaskGroup) {
+    let places = Arc::new(Semaphore::new(shared.limits.connections_max));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
+        let (tcp, remote) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors: wait instead of spinning.
+                tracing::debug!(%error, "accept failed");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (shared, service, group) = (Arc::clone(&shared), Arc::clone(&service), tasks.clone());
+        tasks.spawn_until_stopped("hbone server connection", async move {
+            let driver = match Box::pin(handshake(tcp, remote, &shared, service, group)).await {
+                Ok(driver) => driver,
+                Err(error) => {
+                    let (label, error) = match error {
+                        Refused::Timeout => ("timeout", "too slow".to_owned()),
+                        Refused::NotAdmitted => ("not_admitted", "the device was revoked".to_owned()),
+                        Refused::Handshake(HandshakeError::Io(error)) => ("io", error.to_string()),
+                        Refused::Handshake(HandshakeError::Tls(error)) => (error.label(), error.to_string()),
+                        Refused::Http2(error) => ("http2", error.to_string()),
+                    };
+                    shared.observer.handshake(Side::Server, label);
+                    tracing::debug!(%remote, label, error, "handshake failed");
+                    return;
+                }
+            };
+            shared.observer.handshake(Side::Server, "ok");
+            run(driver, &shared).await;
+            drop(place);
+        });
+    }
+}
+
+enum Refused {
+    Timeout,
+    NotAdmitted,
+    Handshake(HandshakeError),
+    Http2(h2::Error),
+}
+
+type Ready<S> = (Driver<ServerSide<S>>, Arc<Accepted>, u64);
+
+async fn handshake<S: Service>(
+    mut tcp: TcpStream,
+    remote: SocketAddr,
+    shared: &Arc<Shared>,
+    service: Arc<S>,
+    tasks: TaskGroup,
+) -> Result<Ready<S>, Refused> {
+    let deadline = Instant::now() + shared.limits.handshake_timeout;
+    let within = timeout_at(deadline, async {
+        socket_options(&tcp);
+        // Half-open connections wait here: they cost a descriptor, no handshake.
+        tcp.readable()
+            .await
+            .map_err(|error| Refused::Handshake(error.into()))?;
+        let bundle_generation = shared.live.current().bundle_generation;
+        let established = {
+            let _permit = shared.handshakes.acquire().await;
+            tls::accept(&mut tcp, Arc::clone(&shared.tls))
+                .await
+                .map_err(Refused::Handshake)?
+        };
+        let peer = peer_of(&established.chain)
+            .map_err(|error| Refused::Handshake(rustls::Error::General(error.to_string()).into()))?;
+        if !service.admit(&peer) {
+            return Err(Refused::NotAdmitted);
+        }
+        let local = tcp
+            .local_addr()
+            .map_err(|error| Refused::Handshake(error.into()))?;
+        let io = SharedIo::new(TlsIo::new(tcp, established));
+        let connection = h2::server::Builder::new()
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(FRAME_MAX)
+            .max_header_list_size(shared.limits.header_list_max)
+            .max_concurrent_streams(shared.limits.streams_max)
+            .max_send_buffer_size(SEND_QUEUE)
+            .handshake(io.clone())
+            .await
+            .map_err(Refused::Http2)?;
+        let control = Control::new();
+        let accepted = Arc::new(Accepted {
+            peer: Arc::new(peer),
+            local,
+            remote,
+            control: Arc::clone(&control),
+        });
+        let side = ServerSide {
+            connection,
+            accepted: Arc::clone(&accepted),
+            service,
+            tasks,
+        };
+        Ok((Driver::new(side, io, control), accepted, bundle_generation))
+    });
+    within.await.unwrap_or(Err(Refused::Timeout))
+}
+
+async fn run<S: Service>((driver, accepted, bundle_generation): Ready<S>, shared: &Shared) {
+    let id = shared.next.fetch_add(1, Ordering::Relaxed);
+    let peer = Arc::clone(&accepted.peer);
+    let control = Arc::clone(&accepted.control);
+    shared.running().insert(
+        id,
+        Running {
+            accepted,
+            bundle_generation,
+        },
+    );
+    // Registered first, looked at second: no drain falls between.
+    if shared.stop_accepting.is_cancelled() {
+        control.set(DRAIN);
+    }
+    shared.observer.connections(Side::Server, 1);
+    let _gone = Gone { shared, id };
+    let end = driver.await;
+    log_end(Side::Server, &peer, &end);
+}
+
+/// Also when the task is cut.
+struct Gone<'a> {
+    shared: &'a Shared,
+    id: u64,
+}
+
+impl Drop for Gone<'_> {
+    fn drop(&mut self) {
+        self.shared.running().remove(&self.id);
+        self.shared.observer.connections(Side::Server, -1);
+    }
+}
+
+/// Options of both sides' sockets. Failing ones are not worth a connection.
+pub(crate) fn socket_options(tcp: &TcpStream) {
+    let _ = tcp.set_nodelay(true);
+    // Source: ztunnel. A dead peer is noticed sooner by PING.
+    let keepalive = TcpKeepalive::new()
+        .with_time(Duration::from_secs(180))
+        .with_interval(Duration::from_secs(180))
+        .with_retries(9);
+    let _ = SockRef::from(tcp).set_tcp_keepalive(&keepalive);
+}
+
+/// The server's side of HTTP/2.
+struct ServerSide<S> {
+    connection: Connection<SharedIo, Bytes>,
+    accepted: Arc<Accepted>,
+    service: Arc<S>,
+    tasks: TaskGroup,
+}
+
+impl<S: Service> Http2 for ServerSide<S> {
+    fn poll_drive(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        loop {
+            match self.connection.poll_accept(cx) {
+                Poll::Ready(Some(Ok((request, respond)))) => {
+                    let incoming = Incoming {
+                        request,
+                        respond,
+                        connection: Arc::clone(&self.accepted),
+                    };
+                    self.tasks
+                        .spawn("hbone stream", Arc::clone(&self.service).connect(incoming));
+                }
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
+                Poll::Ready(None) => return Poll::Ready(Ok(())),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    fn ping_pong(&mut self) -> Option<PingPong> {
+        self.connection.ping_pong()
+    }
+
+    fn grow(&mut self, window: u32) {
+        // Fails only while an earlier change is unacknowledged: then the windows stay as they are.
+        let _ = self.connection.set_initial_window_size(window);
+    }
+
+    fn drain(&mut self) {
+        self.connection.graceful_shutdown();
+    }
+}

@@ -1,0 +1,207 @@
+//! The TLS handshake, driven through rustls' unbuffered interface; afterwards [`Records`] take over.
+
+use crate::{
+    TlsError,
+    record::{Kernel, Records},
+};
+use rustls::{
+    ClientConfig, Error, ServerConfig,
+    client::UnbufferedClientConnection,
+    server::UnbufferedServerConnection,
+    unbuffered::{ConnectionState, EncodeError, UnbufferedStatus},
+};
+use rustls_pki_types::{CertificateDer, ServerName};
+use std::{io, sync::Arc};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+/// Most bytes of a handshake that may wait to be understood: a certificate message has at most 64 KiB in rustls.
+const INCOMING_MAX: usize = 96 * 1024;
+/// Bytes read at once.
+const READ: usize = 16 * 1024;
+
+/// Why a handshake failed.
+#[derive(Debug)]
+pub(crate) enum HandshakeError {
+    Io(io::Error),
+    Tls(TlsError),
+}
+
+impl From<io::Error> for HandshakeError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<Error> for HandshakeError {
+    fn from(error: Error) -> Self {
+        Self::Tls(error.into())
+    }
+}
+
+/// A finished handshake.
+pub(crate) struct Established {
+    pub(crate) records: Records,
+    /// The peer's chain as verified, leaf first.
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    /// Data that came with the last flight, decrypted.
+    pub(crate) early: Vec<u8>,
+    /// Bytes behind it that are not whole records yet.
+    pub(crate) incoming: Vec<u8>,
+}
+
+enum Step {
+    /// Call again.
+    Again,
+    /// Send what is in `out`.
+    Send,
+    /// Read more.
+    Read,
+    /// The peer ended the connection.
+    Closed,
+}
+
+/// One step of either side's state machine.
+fn step<Data>(
+    status: UnbufferedStatus<'_, '_, Data>,
+    out: &mut Vec<u8>,
+    early: &mut Vec<u8>,
+) -> (usize, Result<Step, Error>) {
+    let mut discard = status.discard;
+    let state = match status.state {
+        Ok(state) => state,
+        Err(error) => return (discard, Err(error)),
+    };
+    let step = match state {
+        ConnectionState::EncodeTlsData(mut data) => {
+            let used = out.len();
+            out.resize(used + 1024, 0);
+            loop {
+                match data.encode(&mut out[used..]) {
+                    Ok(written) => {
+                        out.truncate(used + written);
+                        break Ok(Step::Again);
+                    }
+                    Err(EncodeError::InsufficientSize(needed)) => out.resize(used + needed.required_size, 0),
+                    Err(EncodeError::AlreadyEncoded) => {
+                        break Err(Error::General("a handshake message was encoded twice".into()));
+                    }
+                }
+            }
+        }
+        ConnectionState::TransmitTlsData(transmit) => {
+            transmit.done();
+            Ok(Step::Send)
+        }
+        ConnectionState::ReadTraffic(mut traffic) => loop {
+            match traffic.next_record() {
+                Some(Ok(record)) => {
+                    discard += record.discard;
+                    early.extend_from_slice(record.payload);
+                }
+                Some(Err(error)) => break Err(error),
+                None => break Ok(Step::Again),
+            }
+        },
+        ConnectionState::BlockedHandshake | ConnectionState::WriteTraffic(_) => Ok(Step::Read),
+        ConnectionState::PeerClosed | ConnectionState::Closed => Ok(Step::Closed),
+        // Early data is never enabled, and a state of a later rustls is none that we could serve.
+        _ => Err(Error::General("unexpected state of the handshake".into())),
+    };
+    (discard, step)
+}
+
+macro_rules! drive {
+    ($tcp:expr, $session:expr) => {{
+        let (tcp, session) = ($tcp, &mut $session);
+        let (mut incoming, mut out, mut early) = (Vec::new(), Vec::new(), Vec::new());
+        loop {
+            let (discard, step) = step(session.process_tls_records(&mut incoming), &mut out, &mut early);
+            incoming.drain(..discard);
+            match step {
+                Ok(Step::Again) => {}
+                Ok(Step::Send) => {
+                    tcp.write_all(&out).await?;
+                    out.clear();
+                }
+                Ok(Step::Read) if !session.is_handshaking() => break,
+                Ok(Step::Read) => {
+                    if incoming.len() > INCOMING_MAX {
+                        return Err(Error::PeerSentOversizedRecord.into());
+                    }
+                    incoming.reserve(READ);
+                    if tcp.read_buf(&mut incoming).await? == 0 {
+                        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+                    }
+                }
+                Ok(Step::Closed) => return Err(io::Error::from(io::ErrorKind::ConnectionAborted).into()),
+                Err(error) => {
+                    // Tell the peer why, if it still listens.
+                    out.clear();
+                    while let Ok(ConnectionState::EncodeTlsData(mut alert)) =
+                        session.process_tls_records(&mut []).state
+                    {
+                        let mut bytes = [0; 512];
+                        let Ok(written) = alert.encode(&mut bytes) else {
+                            break;
+                        };
+                        out.extend_from_slice(&bytes[..written]);
+                    }
+                    let _ = tcp.try_write(&out);
+                    return Err(error.into());
+                }
+            }
+        }
+        let chain = session
+            .peer_certificates()
+            .unwrap_or_default()
+            .iter()
+            .map(|c| c.clone().into_owned())
+            .collect();
+        (chain, early, incoming)
+    }};
+}
+
+/// Connects TLS over a fresh TCP connection. Not cancel-safe: drop the socket as well.
+pub(crate) async fn connect(
+    tcp: &mut TcpStream,
+    mut config: ClientConfig,
+    name: ServerName<'static>,
+) -> Result<Established, HandshakeError> {
+    config.enable_secret_extraction = true; // for `Records`
+    let mut session = UnbufferedClientConnection::new(Arc::new(config), name)?;
+    let (chain, early, incoming) = drive!(&mut *tcp, session);
+    let (secrets, kernel) = session.dangerous_into_kernel_connection()?;
+    Ok(Established {
+        records: Records::new(Kernel::Client(kernel), secrets)?,
+        chain,
+        early,
+        incoming,
+    })
+}
+
+/// Accepts TLS over a fresh TCP connection. `config` must allow the extraction of secrets ([`server_config`]).
+pub(crate) async fn accept(
+    tcp: &mut TcpStream,
+    config: Arc<ServerConfig>,
+) -> Result<Established, HandshakeError> {
+    let mut session = UnbufferedServerConnection::new(config)?;
+    let (chain, early, incoming) = drive!(&mut *tcp, session);
+    let (secrets, kernel) = session.dangerous_into_kernel_connection()?;
+    Ok(Established {
+        records: Records::new(Kernel::Server(kernel), secrets)?,
+        chain,
+        early,
+        incoming,
+    })
+}
+
+/// Makes a server configuration fit for [`accept`].
+pub(crate) fn server_config(config: &ServerConfig) -> Arc<ServerConfig> {
+    let mut config = config.clone();
+    config.enable_secret_extraction = true;
+    config.send_tls13_tickets = 0; // sessions are never resumed
+    Arc::new(config)
+}
