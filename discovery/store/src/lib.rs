@@ -1,155 +1,74 @@
-//! The store (skeleton: bodies follow).
-#![allow(
-    clippy::todo,
-    unused_variables,
-    missing_docs,
-    clippy::missing_errors_doc,
-    reason = "skeleton"
-)]
-use async_trait::async_trait;
-use std::{
-    path::{Path, PathBuf},
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-};
+//! The store of discovery: every resource of a mesh, with the semantics of the Kubernetes API.
+//!
+//! Position: layer 4, under discovery's admin API, enrolment and registry. [`Store`] is what they know; [`RedbStore`]
+//! is the embedded one. Values are opaque bytes here.
+//!
+//! ```
+//! # let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+//! # runtime.block_on(async {
+//! use tombolo_store::{Key, Page, RedbStore, Select, Store as _, StoreOptions, Write};
+//! let folder = tempfile::tempdir().unwrap();
+//! let store = RedbStore::open(&folder.path().join("store.redb"), StoreOptions::default()).unwrap();
+//! let key = Key::new("networking.istio.io", "WorkloadGroup", "shop", "catalog");
+//! let made = store.commit(vec![Write::Create { key, value: b"{}".to_vec() }]).await.unwrap();
+//! let list = store.list(&Select::kind("networking.istio.io", "WorkloadGroup"), Page::all()).await.unwrap();
+//! assert_eq!(list.items, made);
+//! let _changes = store.watch(list.resource_version).unwrap();
+//! # });
+//! ```
+//!
+//! **Invariant:** a commit that was answered is on the disk; of one that was not, all or nothing is.
+//! **Invariant:** revisions only grow, each write has its own, and watchers see every one of them in order or are told
+//! that they cannot.
+//! **Invariant:** heartbeats and other things that change by themselves are never written here.
+//! **Invariant:** a file that cannot be read is refused and left in place, never set aside and started anew.
 
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Key {
-    pub group: String,
-    pub kind: String,
-    pub namespace: String,
-    pub name: String,
-}
-impl Key {
-    pub fn new(group: &str, kind: &str, namespace: &str, name: &str) -> Self {
-        Self {
-            group: group.into(),
-            kind: kind.into(),
-            namespace: namespace.into(),
-            name: name.into(),
-        }
-    }
-}
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stored {
-    pub key: Key,
-    pub uid: String,
-    pub resource_version: u64,
-    pub generation: u64,
-    pub created_unix_ms: i64,
-    pub value: Vec<u8>,
-}
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Write {
-    Create {
-        key: Key,
-        value: Vec<u8>,
-    },
-    Update {
-        key: Key,
-        resource_version: u64,
-        value: Vec<u8>,
-        bump_generation: bool,
-    },
-    Delete {
-        key: Key,
-        resource_version: Option<u64>,
-    },
-}
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Select {
-    pub kind: Option<(String, String)>,
-    pub namespace: Option<String>,
-}
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Page {
-    pub limit: usize,
-    pub after: Option<Key>,
-}
-impl Page {
-    pub fn all() -> Self {
-        Self {
-            limit: usize::MAX,
-            after: None,
-        }
-    }
-}
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listing {
-    pub items: Vec<Stored>,
-    pub resource_version: u64,
-    pub next: Option<Key>,
-}
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
-    Put(Stored),
-    Delete(Stored),
-}
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Event {
-    pub resource_version: u64,
-    pub change: Change,
-}
-#[derive(Debug, Clone, thiserror::Error)]
-#[non_exhaustive]
-pub enum StoreError {
-    #[error("{0:?} not found")]
-    NotFound(Key),
-    #[error("{0:?} exists")]
-    AlreadyExists(Key),
-    #[error("{key:?} conflict")]
-    Conflict { key: Key, expected: u64, found: u64 },
-    #[error("too old")]
-    TooOld,
-    #[error("{path}")]
-    Corrupt { path: PathBuf, cause: String },
-}
-pub struct Watch(());
-impl futures_util::Stream for Watch {
-    type Item = Result<Event, StoreError>;
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        todo!()
-    }
-}
+mod error;
+mod file;
+mod model;
+mod record;
+mod redb_store;
+mod window;
+mod writer;
+
+pub use error::StoreError;
+pub use model::{Change, Event, Key, Listing, Page, Select, Stored, Write};
+pub use redb_store::{RedbStore, StoreOptions};
+pub use window::Watch;
+
+use async_trait::async_trait;
+
+/// A store with Kubernetes semantics: objects by key, compare-and-swap, list and watch.
 #[async_trait]
 pub trait Store: Send + Sync {
+    /// Gives one object.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
     async fn get(&self, key: &Key) -> Result<Option<Stored>, StoreError>;
+
+    /// Gives a page of objects in the order of their keys, all as they were at one moment.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
     async fn list(&self, select: &Select, page: Page) -> Result<Listing, StoreError>;
+
+    /// Does all writes or none, and returns when they are durable: the written objects in the order of `writes`,
+    /// for deletions their last content.
+    ///
+    /// Not cancel-safe: a dropped call may still be carried out, whole.
+    ///
+    /// # Errors
+    /// When one of the writes is refused (then none was done), or the disk fails (then nobody knows, and the store
+    /// takes no more writes).
     async fn commit(&self, writes: Vec<Write>) -> Result<Vec<Stored>, StoreError>;
+
+    /// Follows the writes after revision `since`: that of a list, or of the last event seen.
+    ///
+    /// # Errors
+    /// [`StoreError::TooOld`] when they are not all kept any more: list again.
     fn watch(&self, since: u64) -> Result<Watch, StoreError>;
+
+    /// Revision of the last write.
     fn resource_version(&self) -> u64;
-}
-#[derive(Debug, Clone)]
-pub struct StoreOptions {
-    pub window_events: usize,
-}
-impl Default for StoreOptions {
-    fn default() -> Self {
-        Self { window_events: 8192 }
-    }
-}
-pub struct RedbStore(());
-impl RedbStore {
-    pub fn open(path: &Path, options: StoreOptions) -> Result<Arc<Self>, StoreError> {
-        todo!()
-    }
-}
-#[async_trait]
-impl Store for RedbStore {
-    async fn get(&self, key: &Key) -> Result<Option<Stored>, StoreError> {
-        todo!()
-    }
-    async fn list(&self, select: &Select, page: Page) -> Result<Listing, StoreError> {
-        todo!()
-    }
-    async fn commit(&self, writes: Vec<Write>) -> Result<Vec<Stored>, StoreError> {
-        todo!()
-    }
-    fn watch(&self, since: u64) -> Result<Watch, StoreError> {
-        todo!()
-    }
-    fn resource_version(&self) -> u64 {
-        todo!()
-    }
 }
