@@ -20,12 +20,19 @@ pub struct Diagnostic {
 impl Diagnostic {
     /// A refusal.
     pub fn error(path: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self { path: path.into(), reason: reason.into(), ..Self::default() }
+        Self {
+            path: path.into(),
+            reason: reason.into(),
+            ..Self::default()
+        }
     }
 
     /// A finding that refuses nothing.
     pub fn warning(path: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self { warning: true, ..Self::error(path, reason) }
+        Self {
+            warning: true,
+            ..Self::error(path, reason)
+        }
     }
 
     /// Adds what was probably meant.
@@ -92,7 +99,9 @@ fn distance(a: &str, b: &str) -> usize {
     for i in 1..=a.len() {
         for j in 1..=b.len() {
             let cost = usize::from(a[i - 1] != b[j - 1]);
-            let mut best = (rows[i - 1][j] + 1).min(rows[i][j - 1] + 1).min(rows[i - 1][j - 1] + cost);
+            let mut best = (rows[i - 1][j] + 1)
+                .min(rows[i][j - 1] + 1)
+                .min(rows[i - 1][j - 1] + cost);
             if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
                 best = best.min(rows[i - 2][j - 2] + 1);
             }
@@ -108,9 +117,13 @@ mod tests {
 
     #[test]
     fn distances() {
-        for (a, b, edits) in
-            [("", "", 0), ("", "abc", 3), ("abc", "abc", 0), ("kitten", "sitting", 3), ("prots", "ports", 1)]
-        {
+        for (a, b, edits) in [
+            ("", "", 0),
+            ("", "abc", 3),
+            ("abc", "abc", 0),
+            ("kitten", "sitting", 3),
+            ("prots", "ports", 1),
+        ] {
             assert_eq!(distance(a, b), edits, "{a} {b}");
             assert_eq!(distance(b, a), edits, "{b} {a}");
         }
@@ -120,17 +133,19 @@ mod tests {
     fn only_slips_have_a_nearest() {
         let fields = ["hosts", "ports", "resolution", "workloadSelector"];
         assert_eq!(nearest("prots", fields).as_deref(), Some("ports"));
-        assert_eq!(nearest("workloadselector", fields).as_deref(), Some("workloadSelector"));
+        assert_eq!(
+            nearest("workloadselector", fields).as_deref(),
+            Some("workloadSelector")
+        );
         assert_eq!(nearest("banana", fields), None);
         assert_eq!(nearest(&"x".repeat(1 << 20), fields), None);
     }
 
     #[test]
     fn the_text_names_everything() {
-        let found = Diagnostic::error("spec.prots", "unknown field").with_nearest(Some("ports".into())).of(
-            2,
-            "ServiceEntry shop/catalog",
-        );
+        let found = Diagnostic::error("spec.prots", "unknown field")
+            .with_nearest(Some("ports".into()))
+            .of(2, "ServiceEntry shop/catalog");
         assert_eq!(
             found.to_string(),
             "document 3: ServiceEntry shop/catalog: spec.prots: unknown field; did you mean ports?"

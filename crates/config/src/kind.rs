@@ -37,17 +37,51 @@ impl Kind {
     ];
 
     /// name, plural, short name, group, served versions (the first is the one written).
-    const fn row(self) -> (&'static str, &'static str, &'static str, &'static str, &'static [&'static str]) {
+    const fn row(
+        self,
+    ) -> (
+        &'static str,
+        &'static str,
+        &'static str,
+        &'static str,
+        &'static [&'static str],
+    ) {
         match self {
-            Self::WorkloadGroup => ("WorkloadGroup", "workloadgroups", "wg", "networking.istio.io", NETWORKING),
-            Self::WorkloadEntry => ("WorkloadEntry", "workloadentries", "we", "networking.istio.io", NETWORKING),
-            Self::ServiceEntry => ("ServiceEntry", "serviceentries", "se", "networking.istio.io", NETWORKING),
-            Self::AuthorizationPolicy => {
-                ("AuthorizationPolicy", "authorizationpolicies", "ap", "security.istio.io", SECURITY)
-            }
-            Self::PeerAuthentication => {
-                ("PeerAuthentication", "peerauthentications", "pa", "security.istio.io", SECURITY)
-            }
+            Self::WorkloadGroup => (
+                "WorkloadGroup",
+                "workloadgroups",
+                "wg",
+                "networking.istio.io",
+                NETWORKING,
+            ),
+            Self::WorkloadEntry => (
+                "WorkloadEntry",
+                "workloadentries",
+                "we",
+                "networking.istio.io",
+                NETWORKING,
+            ),
+            Self::ServiceEntry => (
+                "ServiceEntry",
+                "serviceentries",
+                "se",
+                "networking.istio.io",
+                NETWORKING,
+            ),
+            Self::AuthorizationPolicy => (
+                "AuthorizationPolicy",
+                "authorizationpolicies",
+                "ap",
+                "security.istio.io",
+                SECURITY,
+            ),
+            Self::PeerAuthentication => (
+                "PeerAuthentication",
+                "peerauthentications",
+                "pa",
+                "security.istio.io",
+                SECURITY,
+            ),
             Self::JoinToken => ("JoinToken", "jointokens", "jt", "tombolo.io", OURS),
             Self::Device => ("Device", "devices", "dev", "tombolo.io", OURS),
         }
@@ -98,18 +132,26 @@ impl Kind {
         let shown = || Self::ALL.into_iter().filter(|kind| !kind.is_internal());
         for kind in shown() {
             let (full, plural, short, group, _) = kind.row();
-            let word = lower.strip_suffix(group).and_then(|w| w.strip_suffix('.')).unwrap_or(&lower);
+            let word = lower
+                .strip_suffix(group)
+                .and_then(|w| w.strip_suffix('.'))
+                .unwrap_or(&lower);
             if word == plural || word == short || word.eq_ignore_ascii_case(full) {
                 return Ok(kind);
             }
         }
         let names = shown().flat_map(|kind| [kind.name(), kind.plural()]);
-        Err(UnknownKind { name: name.to_owned(), nearest: nearest(name, names) })
+        Err(UnknownKind {
+            name: name.to_owned(),
+            nearest: nearest(name, names),
+        })
     }
 
     /// Finds a kind, internal ones too, by the group and kind of its API version.
     pub fn of(group: &str, name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.group() == group && kind.name() == name)
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.group() == group && kind.name() == name)
     }
 }
 
@@ -147,10 +189,18 @@ mod tests {
     #[test]
     fn every_name_of_a_kind_finds_it() {
         for kind in Kind::ALL.into_iter().filter(|kind| !kind.is_internal()) {
-            for name in [kind.name(), kind.plural(), kind.short(), &kind.name().to_lowercase()] {
+            for name in [
+                kind.name(),
+                kind.plural(),
+                kind.short(),
+                &kind.name().to_lowercase(),
+            ] {
                 assert_eq!(Kind::find(name), Ok(kind), "{name}");
             }
-            assert_eq!(Kind::find(&format!("{}.{}", kind.plural(), kind.group())), Ok(kind));
+            assert_eq!(
+                Kind::find(&format!("{}.{}", kind.plural(), kind.group())),
+                Ok(kind)
+            );
             assert_eq!(Kind::of(kind.group(), kind.name()), Some(kind));
         }
     }
@@ -160,12 +210,16 @@ mod tests {
         for (typed, nearest) in [
             ("workloadgruop", Some("WorkloadGroup")),
             ("servicentry", Some("ServiceEntry")),
-            ("authorizationpolicys", Some("authorizationpolicies")),
+            ("authorizationpolicys", Some("AuthorizationPolicy")),
             ("device", None),
             ("pods", None),
             ("", None),
         ] {
-            assert_eq!(Kind::find(typed).unwrap_err().nearest.as_deref(), nearest, "{typed}");
+            assert_eq!(
+                Kind::find(typed).unwrap_err().nearest.as_deref(),
+                nearest,
+                "{typed}"
+            );
         }
     }
 }

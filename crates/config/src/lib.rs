@@ -16,11 +16,14 @@ mod object;
 mod read;
 mod resource;
 pub mod security;
+mod strict;
 mod tombolo;
+mod typed;
 mod validate;
+mod yaml;
 
 pub use compare::{Difference, differences, unchanged};
-pub use create::{NewPort, NewWorkloadGroup};
+pub use create::{NewPort, NewWorkloadEntry, NewWorkloadGroup};
 pub use diagnostic::{Diagnostic, nearest};
 pub use kind::{Kind, UnknownKind};
 pub use networking::{Location, Probe, Resolution, ServiceEntrySpec, WorkloadEntrySpec, WorkloadGroupSpec};
@@ -28,7 +31,7 @@ pub use object::{Metadata, Object, OwnerReference};
 pub use read::read_documents;
 pub use resource::Resource;
 pub use security::{Action, AuthorizationPolicySpec, LabelSelector, MtlsMode, PeerAuthenticationSpec};
-pub use tombolo::{DeviceSpec, JoinTokenSpec, JoinTokenStatus, Revoked, annotation};
+pub use tombolo::{DeviceSpec, GroupOptions, JoinTokenSpec, JoinTokenStatus, Revoked, annotation};
 
 use serde_json::Value;
 
@@ -42,13 +45,18 @@ pub fn from_json(json: &Value) -> Result<Resource, Vec<Diagnostic>> {
 
 /// An RFC 3339 time in milliseconds since 1970.
 pub fn unix_ms(rfc3339: &str) -> Option<i64> {
-    rfc3339.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_millisecond)
+    rfc3339
+        .parse::<jiff::Timestamp>()
+        .ok()
+        .map(jiff::Timestamp::as_millisecond)
 }
 
 /// Milliseconds since 1970 as RFC 3339 in UTC, seconds if they suffice; a time outside of jiff's years -9999 to 9999
 /// becomes 1970.
 pub fn rfc3339(unix_ms: i64) -> String {
-    jiff::Timestamp::from_millisecond(unix_ms).unwrap_or_default().to_string()
+    jiff::Timestamp::from_millisecond(unix_ms)
+        .unwrap_or_default()
+        .to_string()
 }
 
 pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {

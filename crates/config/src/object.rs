@@ -76,7 +76,11 @@ fn default_namespace() -> String {
 impl Metadata {
     /// With a name and a namespace, all else empty.
     pub fn named(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { namespace: namespace.into(), name: name.into(), ..Self::default() }
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+            ..Self::default()
+        }
     }
 
     /// When it was created, in milliseconds since 1970; `None` if it says nothing or nonsense.

@@ -1,6 +1,6 @@
 use crate::{
-    AuthorizationPolicySpec, DeviceSpec, Diagnostic, JoinTokenSpec, Kind, Metadata, Object, PeerAuthenticationSpec,
-    ServiceEntrySpec, WorkloadEntrySpec, WorkloadGroupSpec, read, validate,
+    AuthorizationPolicySpec, DeviceSpec, Diagnostic, JoinTokenSpec, Kind, Metadata, Object,
+    PeerAuthenticationSpec, ServiceEntrySpec, WorkloadEntrySpec, WorkloadGroupSpec, read, validate,
 };
 use serde_json::{Map, Value};
 
@@ -104,7 +104,10 @@ impl Resource {
         let mut json = Map::new();
         json.insert("apiVersion".into(), Value::String(api_version.clone()));
         json.insert("kind".into(), Value::String(kind.clone()));
-        json.insert("metadata".into(), serde_json::to_value(self.metadata()).unwrap_or_default());
+        json.insert(
+            "metadata".into(),
+            serde_json::to_value(self.metadata()).unwrap_or_default(),
+        );
         json.insert("spec".into(), self.spec_json());
         if let Some(status) = self.status() {
             json.insert("status".into(), status.clone());

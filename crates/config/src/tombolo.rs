@@ -1,7 +1,9 @@
 //! Our own kinds, `tombolo.io/v1`.
 
-use crate::is_default;
+use crate::{Metadata, is_default};
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use std::{collections::BTreeSet, net::IpAddr};
 
 /// The right to enrol into a WorkloadGroup. The secret half never leaves its maker.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -110,4 +112,74 @@ pub mod annotation {
 
     /// All of ours.
     pub const OURS: [&str; 4] = [NODE_LABELS, ADDRESS_CIDRS, DELIVER_ALL_PORTS, DELIVER_LOOPBACK];
+}
+
+/// What the annotations of a WorkloadGroup allow its VMs. A part that cannot be read allows nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct GroupOptions {
+    /// Label keys that a node may set itself.
+    pub node_labels: BTreeSet<String>,
+    /// Where a node may claim addresses.
+    pub address_cidrs: Vec<IpNet>,
+    /// Every port but 22 and the mesh's own is delivered.
+    pub deliver_all_ports: bool,
+    /// Ports that are delivered to loopback.
+    pub loopback_ports: BTreeSet<u16>,
+}
+
+impl GroupOptions {
+    /// Reads them from the metadata of a group.
+    pub fn of(metadata: &Metadata) -> Self {
+        let text = |key: &str| metadata.annotations.get(key).map_or("", String::as_str);
+        let items = |key: &str| {
+            text(key)
+                .split(',')
+                .map(str::trim)
+                .filter(|item| !item.is_empty())
+        };
+        Self {
+            node_labels: items(annotation::NODE_LABELS).map(str::to_owned).collect(),
+            address_cidrs: items(annotation::ADDRESS_CIDRS)
+                .filter_map(|item| {
+                    item.parse()
+                        .ok()
+                        .or_else(|| item.parse::<IpAddr>().ok().map(IpNet::from))
+                })
+                .collect(),
+            deliver_all_ports: text(annotation::DELIVER_ALL_PORTS) == "true",
+            loopback_ports: items(annotation::DELIVER_LOOPBACK)
+                .filter_map(|item| item.parse().ok())
+                .collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_of_a_group() {
+        let mut metadata = Metadata::named("shop", "catalog");
+        assert_eq!(GroupOptions::of(&metadata), GroupOptions::default());
+        for (key, value) in [
+            (annotation::NODE_LABELS, "version, zone"),
+            (annotation::ADDRESS_CIDRS, "10.0.0.0/8,192.0.2.1,x"),
+            (annotation::DELIVER_ALL_PORTS, "true"),
+            (annotation::DELIVER_LOOPBACK, "8080,70000"),
+        ] {
+            metadata.annotations.insert(key.to_owned(), value.to_owned());
+        }
+        let options = GroupOptions::of(&metadata);
+        assert_eq!(
+            options.node_labels,
+            BTreeSet::from(["version".to_owned(), "zone".to_owned()])
+        );
+        assert_eq!(
+            options.address_cidrs,
+            ["10.0.0.0/8".parse().unwrap(), "192.0.2.1/32".parse().unwrap()]
+        );
+        assert!(options.deliver_all_ports);
+        assert_eq!(options.loopback_ports, BTreeSet::from([8080]));
+    }
 }
