@@ -25,6 +25,10 @@ mod server;
 mod stream;
 mod tls;
 
+#[cfg(test)]
+#[path = "../tests/support/mod.rs"]
+mod support;
+
 pub use copy::{Ended, Monitor, bidirectional};
 pub use error::{OpenError, TlsError};
 pub use headers::{Authority, Baggage, ConnectRequest, Forwarded, HeaderError, traceparent};

@@ -118,9 +118,9 @@ macro_rules! drive {
         let (tcp, session) = ($tcp, &mut $session);
         let (mut incoming, mut out, mut early) = (Vec::new(), Vec::new(), Vec::new());
         loop {
-            let (discard, step) = step(session.process_tls_records(&mut incoming), &mut out, &mut early);
+            let (discard, next) = step(session.process_tls_records(&mut incoming), &mut out, &mut early);
             incoming.drain(..discard);
-            match step {
+            match next {
                 Ok(Step::Again) => {}
                 Ok(Step::Send) => {
                     tcp.write_all(&out).await?;
@@ -138,17 +138,9 @@ macro_rules! drive {
                 }
                 Ok(Step::Closed) => return Err(io::Error::from(io::ErrorKind::ConnectionAborted).into()),
                 Err(error) => {
-                    // Tell the peer why, if it still listens.
+                    // Tell the peer why, if it still listens. The alert comes before anything is read again.
                     out.clear();
-                    while let Ok(ConnectionState::EncodeTlsData(mut alert)) =
-                        session.process_tls_records(&mut []).state
-                    {
-                        let mut bytes = [0; 512];
-                        let Ok(written) = alert.encode(&mut bytes) else {
-                            break;
-                        };
-                        out.extend_from_slice(&bytes[..written]);
-                    }
+                    let _ = step(session.process_tls_records(&mut incoming), &mut out, &mut early);
                     let _ = tcp.try_write(&out);
                     return Err(error.into());
                 }
@@ -204,4 +196,116 @@ pub(crate) fn server_config(config: &ServerConfig) -> Arc<ServerConfig> {
     config.enable_secret_extraction = true;
     config.send_tls13_tickets = 0; // sessions are never resumed
     Arc::new(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        io::{SharedIo, TlsIo},
+        support::Mesh,
+    };
+    use std::future::poll_fn;
+    use tokio::net::TcpListener;
+    use tombolo_identity::{hbone_client_config, hbone_server_config, hbone_server_name};
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (client, listener.accept().await.unwrap().0)
+    }
+
+    /// Writes and sends, as the driver does.
+    async fn say(io: &SharedIo, bytes: &[u8]) {
+        io.clone().write_all(bytes).await.unwrap();
+        poll_fn(|cx| io.lock().poll_send(cx)).await.unwrap();
+    }
+
+    async fn hear(io: &SharedIo, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        io.clone().read_exact(&mut bytes).await.unwrap();
+        bytes
+    }
+
+    /// Our record layer against rustls' own, with key updates from both sides.
+    #[tokio::test]
+    async fn our_client_and_server_speak_with_rustls() {
+        let mesh = Mesh::new("mesh.example");
+        let live = mesh.workload("shop", "catalog", 1);
+        let expected = vec![mesh.id("shop", "catalog")];
+
+        let (mut near, far) = pair().await;
+        let config = Arc::new(hbone_server_config(&live).unwrap());
+        let theirs = tokio_rustls::TlsAcceptor::from(config).accept(far);
+        let ours = connect(
+            &mut near,
+            hbone_client_config(&live, expected.clone()).unwrap(),
+            hbone_server_name(),
+        );
+        let (mut ours, theirs) = tokio::join!(ours, theirs);
+        ours.as_mut().unwrap().records.limit_key_to(3);
+        let ours = SharedIo::new(TlsIo::new(near, ours.unwrap()));
+        converse(&ours, theirs.unwrap().into()).await;
+
+        let (near, mut far) = pair().await;
+        let config = Arc::new(hbone_client_config(&live, expected).unwrap());
+        let connector = tokio_rustls::TlsConnector::from(config);
+        let theirs = connector.connect(hbone_server_name(), near);
+        let ours = accept(&mut far, server_config(&hbone_server_config(&live).unwrap()));
+        let (theirs, mut ours) = tokio::join!(theirs, ours);
+        assert_eq!(ours.as_ref().unwrap().chain.len(), 1);
+        ours.as_mut().unwrap().records.limit_key_to(3);
+        let ours = SharedIo::new(TlsIo::new(far, ours.unwrap()));
+        converse(&ours, theirs.unwrap().into()).await;
+    }
+
+    async fn converse(ours: &SharedIo, mut theirs: tokio_rustls::TlsStream<TcpStream>) {
+        let long: Vec<u8> = (0..200_000u32).map(|i| i.to_le_bytes()[1]).collect();
+        for round in 0..8u8 {
+            let mut read = vec![0; long.len()];
+            let (_, read) = tokio::join!(say(ours, &long), async {
+                theirs.read_exact(&mut read).await.unwrap();
+                read
+            });
+            assert!(read == long, "round {round}");
+            match &mut theirs {
+                tokio_rustls::TlsStream::Client(stream) => stream.get_mut().1.refresh_traffic_keys().unwrap(),
+                tokio_rustls::TlsStream::Server(stream) => stream.get_mut().1.refresh_traffic_keys().unwrap(),
+            }
+            let (_, read) = tokio::join!(
+                async {
+                    theirs.write_all(&[round; 40_000]).await.unwrap();
+                    theirs.flush().await.unwrap();
+                },
+                hear(ours, 40_000)
+            );
+            assert_eq!(read, [round; 40_000]);
+        }
+        ours.clone().shutdown().await.unwrap();
+        assert_eq!(
+            theirs.read(&mut [0; 8]).await.unwrap(),
+            0,
+            "close_notify is an orderly end"
+        );
+        theirs.shutdown().await.unwrap();
+        assert_eq!(ours.clone().read(&mut [0; 8]).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_changed_record_is_refused() {
+        let mesh = Mesh::new("mesh.example");
+        let live = mesh.workload("shop", "catalog", 1);
+        let (mut near, mut far) = pair().await;
+        let config = hbone_client_config(&live, vec![mesh.id("shop", "catalog")]).unwrap();
+        let (ours, theirs) = tokio::join!(
+            connect(&mut near, config, hbone_server_name()),
+            accept(&mut far, server_config(&hbone_server_config(&live).unwrap()))
+        );
+        drop(theirs);
+        let ours = SharedIo::new(TlsIo::new(near, ours.unwrap()));
+        far.write_all(&[23, 3, 3, 0, 32]).await.unwrap();
+        far.write_all(&[9; 32]).await.unwrap();
+        let error = ours.clone().read(&mut [0; 8]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
 }
