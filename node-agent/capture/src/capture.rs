@@ -1,50 +1,155 @@
-use crate::{CaptureError, Captured};
+use crate::{CaptureError, Captured, addresses, device::Tun, listener, pump::Pump, shared::Shared};
 use ipnet::IpNet;
-use std::{os::fd::OwnedFd, time::Duration};
+use std::{
+    hash::{BuildHasher as _, Hasher as _, RandomState},
+    os::fd::OwnedFd,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
+};
 use tokio::sync::mpsc;
+use tombolo_flow::{FlowConfig, FlowTable};
 use tombolo_runtime::TaskGroup;
 use tombolo_types::AddressPlan;
+
+/// Events that wait beside held connections: DNS queries and pings. One more is dropped and counted; a resolver asks
+/// again.
+const DATAGRAMS_MAX: usize = 1024;
 
 /// What is captured, and within which limits.
 #[derive(Debug, Clone)]
 pub struct CaptureConfig {
     /// VIP prefixes and mesh0's own addresses.
     pub plan: AddressPlan,
-    /// Offer IPv4.
+    /// IPv4 is offered.
     pub ipv4: bool,
-    /// Offer IPv6.
+    /// IPv6 is offered.
     pub ipv6: bool,
-    /// Most held connections at once (4,096).
+    /// Most connections held at once; one more is refused by RST. 4,096 cost about a megabyte.
     pub pending_max: usize,
-    /// Longest hold of a connection (10 s).
+    /// Longest hold of a connection, then RST. 10 s: applications rarely wait longer, and the kernel has sent the SYN
+    /// four times by then.
     pub hold: Duration,
-    /// Prefixes beside the host's own addresses whose packets are taken: bridges opted in.
+    /// Prefixes whose packets are taken beside those from the host's own addresses: bridges that were opted in.
     pub allowed_sources: Vec<IpNet>,
 }
 
-/// Counters of the capture loop.
-#[derive(Debug, Clone, Default)]
-pub struct CaptureStats {}
+impl CaptureConfig {
+    /// The ordinary limits for a plan, both families, no bridges.
+    pub fn new(plan: AddressPlan) -> Self {
+        Self {
+            plan,
+            ipv4: true,
+            ipv6: true,
+            pending_max: 4096,
+            hold: Duration::from_secs(10),
+            allowed_sources: Vec::new(),
+        }
+    }
+}
 
-/// The running capture.
+/// Counters and gauges of the packet loop.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CaptureStats {
+    /// Frames read from the device; a super-segment is one.
+    pub read_packets: u64,
+    /// Their bytes, headers included.
+    pub read_bytes: u64,
+    /// Frames written to the device.
+    pub written_packets: u64,
+    /// Frames that the kernel did not take.
+    pub write_errors: u64,
+    /// Events that nobody took in time.
+    pub events_dropped: u64,
+    /// Failed accepts: mostly no descriptor left.
+    pub accept_errors: u64,
+    /// Connections in the table now, closed ones that linger included.
+    pub flows: usize,
+    /// Connections held or waiting for their socket now.
+    pub pending: usize,
+    /// Packets that went no further, by reason.
+    pub rejects: Vec<(&'static str, u64)>,
+}
+
+/// The running capture of a host.
 #[derive(Debug)]
 pub struct Capture {
-    /// What was captured. Ends when the device is gone.
+    /// What was captured. `None` when the device is gone (mesh0 was removed): the agent has to start again.
     pub events: mpsc::Receiver<Captured>,
+    shared: Arc<Shared>,
 }
 
 impl Capture {
-    /// Starts.
+    /// Takes over the TUN descriptor from netd and starts the packet loop in `tasks`. mesh0 must have its addresses,
+    /// or get them later; nothing is captured before its routes are set.
     ///
     /// # Errors
-    /// When the device or the listeners cannot be used.
+    /// When the device or the listeners on mesh0's own addresses cannot be used.
+    #[allow(clippy::unused_async, reason = "it needs the runtime that it starts tasks in")]
     pub async fn start(tun: OwnedFd, config: CaptureConfig, tasks: &TaskGroup) -> Result<Self, CaptureError> {
-        let _ = (tun, config, tasks);
-        todo!()
+        let tun = Tun::attach(tun).map_err(CaptureError::Device)?;
+        let listeners = listener::bind_all(&config.plan, tun.name(), config.ipv4, config.ipv6)?;
+        let table = FlowTable::new(
+            FlowConfig {
+                plan: config.plan,
+                ipv4: config.ipv4,
+                ipv6: config.ipv6,
+                pending_max: config.pending_max,
+                hold: config.hold,
+                seed: RandomState::new().build_hasher().finish(),
+            },
+            Instant::now(),
+        );
+        let (events_tx, events) = mpsc::channel(config.pending_max + DATAGRAMS_MAX);
+        let shared = Arc::new(Shared::new(tun, config, listeners, table));
+        shared.refresh_sources();
+        addresses::watch(&shared, tasks);
+        tasks.spawn_until_stopped("capture", Pump::new(Arc::clone(&shared), events_tx).run());
+        Ok(Self { events, shared })
     }
 
-    /// Counters.
+    /// Says which families are offered from now on; open connections of the other run on.
+    pub fn set_families(&self, ipv4: bool, ipv6: bool) {
+        self.shared.state().table.set_families(ipv4, ipv6);
+    }
+
+    /// Counters and gauges.
     pub fn stats(&self) -> CaptureStats {
-        todo!()
+        self.monitor().stats()
+    }
+
+    /// A handle that reads the counters, for the owner of metrics.
+    pub fn monitor(&self) -> CaptureMonitor {
+        CaptureMonitor {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+}
+
+/// Reads the counters of a running capture; cheap to clone. It keeps the device attached.
+#[derive(Debug, Clone)]
+pub struct CaptureMonitor {
+    shared: Arc<Shared>,
+}
+
+impl CaptureMonitor {
+    /// Counters and gauges.
+    pub fn stats(&self) -> CaptureStats {
+        let counters = &self.shared.counters;
+        let state = self.shared.state();
+        CaptureStats {
+            read_packets: counters.read_packets.load(Relaxed),
+            read_bytes: counters.read_bytes.load(Relaxed),
+            written_packets: counters.written_packets.load(Relaxed),
+            write_errors: counters.write_errors.load(Relaxed),
+            events_dropped: counters.events_dropped.load(Relaxed),
+            accept_errors: counters.accept_errors.load(Relaxed),
+            flows: state.table.len(),
+            pending: state.table.pending(),
+            rejects: state
+                .table
+                .rejects()
+                .map(|(reject, count)| (reject.reason(), count))
+                .collect(),
+        }
     }
 }

@@ -1,0 +1,136 @@
+use super::{
+    DnsSettings, Families, GuardRules, NetdError,
+    message::{Answer, Request, VERSION},
+    socket::PacketSocket,
+};
+use std::{io, os::fd::OwnedFd, path::Path, time::Duration};
+use tokio::sync::Mutex;
+use tombolo_types::AddressPlan;
+
+/// netd answers within milliseconds; one that does not is stuck.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The agent's side of the protocol. Requests of one client follow one another.
+#[derive(Debug)]
+pub struct NetdClient {
+    socket: Mutex<PacketSocket>,
+}
+
+impl NetdClient {
+    /// Connects to netd's socket, [`super::SOCKET`] by default.
+    ///
+    /// # Errors
+    /// When netd is not there, does not know this user, or is of another version.
+    pub async fn connect(path: &Path) -> Result<Self, NetdError> {
+        let socket = PacketSocket::connect(path)
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+        let client = Self {
+            socket: Mutex::new(socket),
+        };
+        match client.ask(&Request::Hello { version: VERSION }).await?.0 {
+            Answer::Hello { .. } => Ok(client),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The TUN descriptor of mesh0, attached and with offloads; mesh0 is made if there is none.
+    ///
+    /// # Errors
+    /// When netd refuses (another agent is attached) or is gone.
+    pub async fn open_tun(&self) -> Result<OwnedFd, NetdError> {
+        match self.ask(&Request::OpenTun).await? {
+            (Answer::Tun, Some(tun)) => Ok(tun),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    /// Gives mesh0 its own addresses, in those of the wished families that another link of the host has a global
+    /// address of, and takes the others away. Returns these families.
+    ///
+    /// # Errors
+    /// When netd refuses or is gone.
+    pub async fn set_address(
+        &self,
+        plan: AddressPlan,
+        ipv4: bool,
+        ipv6: bool,
+    ) -> Result<Families, NetdError> {
+        let request = Request::SetAddress {
+            plan: plan.into(),
+            families: Families { ipv4, ipv6 },
+        };
+        match self.ask(&request).await?.0 {
+            Answer::Families { families } => Ok(families),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Routes the VIP prefixes of these families to mesh0; while nobody is attached, they are unreachable. Routes of
+    /// other families or an earlier plan are taken away.
+    ///
+    /// # Errors
+    /// With `TMB0114` when a prefix is routed by another link already; when netd refuses or is gone.
+    pub async fn set_route(&self, plan: AddressPlan, ipv4: bool, ipv6: bool) -> Result<(), NetdError> {
+        self.done(&Request::SetRoute {
+            plan: plan.into(),
+            families: Families { ipv4, ipv6 },
+        })
+        .await
+    }
+
+    /// Closes declared ports to callers outside of the mesh. Not available in this version.
+    ///
+    /// # Errors
+    /// With `TMB0312`, always.
+    pub async fn set_guard(&self, rules: GuardRules) -> Result<(), NetdError> {
+        self.done(&Request::SetGuard { rules }).await
+    }
+
+    /// Points the host's resolver at the mesh for mesh names. Not available in this version.
+    ///
+    /// # Errors
+    /// With `TMB0312`, always.
+    pub async fn set_dns(&self, settings: DnsSettings) -> Result<(), NetdError> {
+        self.done(&Request::SetDns { settings }).await
+    }
+
+    /// Removes mesh0 and all that netd did on this host.
+    ///
+    /// # Errors
+    /// When netd refuses or is gone.
+    pub async fn revert(&self) -> Result<(), NetdError> {
+        self.done(&Request::Revert).await
+    }
+
+    async fn done(&self, request: &Request) -> Result<(), NetdError> {
+        match self.ask(request).await?.0 {
+            Answer::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn ask(&self, request: &Request) -> Result<(Answer, Option<OwnedFd>), NetdError> {
+        let bytes = serde_json::to_vec(request).map_err(io::Error::other)?;
+        let exchange = async {
+            let socket = self.socket.lock().await;
+            socket.send(&bytes, None).await?;
+            let closed = || io::Error::new(io::ErrorKind::UnexpectedEof, "netd closed the connection");
+            socket.receive().await?.ok_or_else(closed)
+        };
+        let (bytes, descriptor) = tokio::time::timeout(ANSWER_TIMEOUT, exchange)
+            .await
+            .map_err(io::Error::from)??;
+        match serde_json::from_slice(&bytes).map_err(io::Error::other)? {
+            Answer::Refused { code, message } => Err(NetdError::Refused { code, message }),
+            answer => Ok((answer, descriptor)),
+        }
+    }
+}
+
+fn unexpected(answer: &Answer) -> NetdError {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("netd gave another answer than asked for: {answer:?}"),
+    )
+    .into()
+}

@@ -1,0 +1,170 @@
+use super::{
+    Mesh0, NetdError,
+    message::{Answer, Refusal, Request, VERSION},
+    socket::{Acceptor, PacketSocket, listen_at},
+};
+use std::{
+    fs, io,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::{FileTypeExt as _, PermissionsExt as _},
+    },
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::sync::{Mutex, Semaphore};
+use tombolo_runtime::TaskGroup;
+use tombolo_types::Code;
+
+/// Connections at once: the agent's, one of an agent that is being replaced, and command lines.
+const CONNECTIONS_MAX: usize = 16;
+
+/// netd's socket.
+#[derive(Debug)]
+pub struct NetdServer {
+    socket: OwnedFd,
+    path: PathBuf,
+    agent: u32,
+}
+
+impl NetdServer {
+    /// Listens at `path`. `agent` is the user id of the agent: only it and root are answered.
+    ///
+    /// # Errors
+    /// When the path cannot be used, or another netd listens there.
+    pub fn bind(path: &Path, agent: u32) -> io::Result<Self> {
+        if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+            if PacketSocket::is_served(path) {
+                let message = format!("another tombolo-netd serves {}", path.display());
+                return Err(io::Error::new(io::ErrorKind::AddrInUse, message));
+            }
+            fs::remove_file(path)?;
+        }
+        let socket = listen_at(path).map_err(|error| {
+            io::Error::new(
+                error.kind(),
+                format!("cannot listen at {}: {error}", path.display()),
+            )
+        })?;
+        // Who may speak is decided by peer credentials: the file's owner and mode would need CAP_CHOWN.
+        fs::set_permissions(path, fs::Permissions::from_mode(0o666))?;
+        Ok(Self {
+            socket,
+            path: path.to_owned(),
+            agent,
+        })
+    }
+
+    /// Serves until the group stops.
+    ///
+    /// # Errors
+    /// When the socket breaks.
+    pub async fn serve(&self, mesh0: Mesh0, tasks: &TaskGroup) -> Result<(), NetdError> {
+        let acceptor = Acceptor::new(self.socket.try_clone()?)?;
+        let mesh0 = Arc::new(Mutex::new(mesh0));
+        let limit = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let serve = async {
+            loop {
+                let (socket, uid) = match acceptor.accept().await {
+                    Ok(accepted) => accepted,
+                    Err(error) => {
+                        tracing::warn!(%error, "a connection was not accepted");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        continue;
+                    }
+                };
+                if uid != 0 && uid != self.agent {
+                    tracing::warn!(uid, "a user that is neither the agent nor root was refused");
+                    continue;
+                }
+                let Ok(permit) = Arc::clone(&limit).try_acquire_owned() else {
+                    tracing::warn!(uid, "too many connections");
+                    continue;
+                };
+                let mesh0 = Arc::clone(&mesh0);
+                tasks.spawn_until_stopped("netd connection", async move {
+                    if let Err(error) = converse(&socket, &mesh0).await {
+                        tracing::debug!(%error, uid, "a connection ended");
+                    }
+                    drop(permit);
+                });
+            }
+        };
+        tokio::select! {
+            () = serve => {}
+            () = tasks.stopped() => {}
+        }
+        Ok(())
+    }
+
+    /// Removes the socket's path. If that fails, the next start removes it.
+    pub fn close(&self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+async fn converse(socket: &PacketSocket, mesh0: &Mutex<Mesh0>) -> io::Result<()> {
+    let mut greeted = false;
+    while let Some((bytes, _)) = socket.receive().await? {
+        let (answer, descriptor) = match serde_json::from_slice::<Request>(&bytes) {
+            Err(error) => {
+                let cause = format!(
+                    "tombolo-netd does not know this request ({error}); it may be older than the agent"
+                );
+                (
+                    Refusal {
+                        code: Code::NotAvailable,
+                        cause,
+                    }
+                    .into(),
+                    None,
+                )
+            }
+            Ok(Request::Hello { version }) => {
+                tracing::debug!(version, "hello");
+                greeted = true;
+                (Answer::Hello { version: VERSION }, None)
+            }
+            Ok(_) if !greeted => return Err(io::Error::new(io::ErrorKind::InvalidData, "no hello")),
+            Ok(request) => {
+                tracing::info!(?request, "asked");
+                let done = act(request, &mut *mesh0.lock().await).await;
+                done.unwrap_or_else(|refusal| {
+                    tracing::warn!(code = %refusal.code, cause = refusal.cause, "refused");
+                    (refusal.into(), None)
+                })
+            }
+        };
+        let bytes = serde_json::to_vec(&answer).map_err(io::Error::other)?;
+        socket
+            .send(&bytes, descriptor.as_ref().map(|fd: &OwnedFd| fd.as_fd()))
+            .await?;
+    }
+    Ok(())
+}
+
+async fn act(request: Request, mesh0: &mut Mesh0) -> Result<(Answer, Option<OwnedFd>), Refusal> {
+    let unavailable = |what: &str| Refusal {
+        code: Code::NotAvailable,
+        cause: format!("{what} comes with the packages"),
+    };
+    match request {
+        Request::Hello { .. } => Ok((Answer::Hello { version: VERSION }, None)),
+        Request::OpenTun => Ok((Answer::Tun, Some(mesh0.open_tun().await?))),
+        Request::SetAddress { plan, families } => {
+            let families = mesh0.set_address(&plan.check()?, families).await?;
+            Ok((Answer::Families { families }, None))
+        }
+        Request::SetRoute { plan, families } => {
+            mesh0.set_route(&plan.check()?, families).await?;
+            Ok((Answer::Done, None))
+        }
+        Request::SetGuard { .. } => Err(unavailable("the guard")),
+        Request::SetDns { .. } => Err(unavailable("setting the host's DNS")),
+        Request::Revert => {
+            mesh0.undo().await?;
+            Ok((Answer::Done, None))
+        }
+    }
+}
