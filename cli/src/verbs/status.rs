@@ -1,0 +1,196 @@
+use crate::{
+    failure::{self, Failure},
+    output::{self, Format, Output},
+    sockets::{self, Sockets},
+    text,
+};
+use serde_json::{Value, json};
+use std::{fmt::Write as _, process::ExitCode};
+use tombolo_proto::tombolo::agent::v1::{Finding, StatusRequest, StatusResponse};
+
+/// What this host is in the mesh and how it is. Exits with 1 if something is wrong.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    output: Output,
+}
+
+pub(crate) async fn run(args: Args, sockets: &Sockets) -> Result<ExitCode, Failure> {
+    let answer = sockets
+        .agent()
+        .await?
+        .status(StatusRequest {})
+        .await
+        .map_err(sockets::agent_failure)?;
+    let status = answer.into_inner();
+    match args.output.format() {
+        format @ (Format::Json | Format::Yaml) => output::value(format, &value(&status))?,
+        Format::Name => output::line(format!("{}/{}", status.namespace, status.workload_name)),
+        Format::Table | Format::Wide => output::print(&shown(&status)),
+    }
+    if status.version != env!("CARGO_PKG_VERSION") {
+        eprintln!(
+            "warning: the agent is version {}, this program {}",
+            status.version,
+            env!("CARGO_PKG_VERSION")
+        );
+    }
+    let broken = status.findings.iter().any(|finding| finding.severity == "error")
+        || !matches!(status.state.as_str(), "Serving" | "Degraded");
+    Ok(ExitCode::from(if broken { failure::ERROR } else { failure::OK }))
+}
+
+/// A finding on lines of its own.
+pub(crate) fn finding(finding: &Finding) -> String {
+    let cause = if finding.cause.is_empty() {
+        String::new()
+    } else {
+        format!(" {}", finding.cause)
+    };
+    format!(
+        "{} {}:{cause}\n          next: {}\n",
+        finding.code, finding.severity, finding.next
+    )
+}
+
+pub(crate) fn shown(status: &StatusResponse) -> String {
+    let mut shown = String::new();
+    let mut field = |name: &str, value: &str| {
+        let _ = writeln!(shown, "{:<14}{value}", format!("{name}:"));
+    };
+    field("State", &status.state);
+    if !status.workload_name.is_empty() {
+        let now = status.now_unix_ms;
+        field("Identity", &status.identity);
+        field(
+            "Workload",
+            &format!(
+                "{}/{} (device {})",
+                status.namespace, status.workload_name, status.device_id
+            ),
+        );
+        if !status.hostnames.is_empty() {
+            field("Called", &status.hostnames.join(", "));
+        }
+        let ports = if status.declared_ports.is_empty() {
+            "none".to_owned()
+        } else {
+            status.declared_ports.join(", ")
+        };
+        field("Delivers", &format!("ports: {ports}"));
+        field(
+            "Network",
+            if status.network.is_empty() {
+                "(default)"
+            } else {
+                &status.network
+            },
+        );
+        if status.certificate_expires_unix_ms > 0 {
+            let expires = status.certificate_expires_unix_ms;
+            field(
+                "Certificate",
+                &format!("until {} ({})", text::time(expires), text::relative(expires, now)),
+            );
+        }
+        let connected = if status.control_connected {
+            "connected to"
+        } else {
+            "NOT connected; last tried"
+        };
+        field("Discovery", &format!("{connected} {}", status.control_endpoint));
+        let from = match (status.snapshot_unix_ms, status.snapshot_from_disk) {
+            (0, _) => "nothing received yet".to_owned(),
+            (at, true) => format!("from disk, {} old", text::age(now - at)),
+            (at, false) => format!("last change {}", text::relative(at, now)),
+        };
+        let counts = format!(
+            "{} services, {} workloads, {} policies",
+            status.services, status.workloads, status.policies
+        );
+        field("Knows", &format!("{counts} ({from})"));
+        field(
+            "Captures",
+            &if status.captured.is_empty() {
+                "nothing".to_owned()
+            } else {
+                status.captured.join(", ")
+            },
+        );
+        field("Connections", &status.open_connections.to_string());
+    }
+    for one in &status.findings {
+        shown.push('\n');
+        shown.push_str(&finding(one));
+    }
+    shown
+}
+
+pub(crate) fn findings(findings: &[Finding]) -> Vec<Value> {
+    let one = |f: &Finding| json!({"code": f.code, "severity": f.severity, "cause": f.cause, "next": f.next});
+    findings.iter().map(one).collect()
+}
+
+fn value(status: &StatusResponse) -> Value {
+    let at = |unix_ms: i64| {
+        if unix_ms == 0 {
+            Value::Null
+        } else {
+            json!(text::time(unix_ms))
+        }
+    };
+    json!({
+        "version": status.version, "state": status.state, "identity": status.identity,
+        "workloadName": status.workload_name, "namespace": status.namespace, "serviceAccount": status.service_account,
+        "hostnames": status.hostnames, "deviceId": status.device_id, "network": status.network,
+        "trustDomain": status.trust_domain, "meshDomain": status.mesh_domain,
+        "certificateExpires": at(status.certificate_expires_unix_ms), "controlConnected": status.control_connected,
+        "controlEndpoint": status.control_endpoint, "lastChange": at(status.snapshot_unix_ms),
+        "snapshotFromDisk": status.snapshot_from_disk, "services": status.services, "workloads": status.workloads,
+        "policies": status.policies, "openConnections": status.open_connections, "captured": status.captured,
+        "declaredPorts": status.declared_ports, "findings": findings(&status.findings), "now": at(status.now_unix_ms),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_without_discovery() {
+        let status = StatusResponse {
+            state: "Degraded".into(),
+            identity: "spiffe://mesh.example/ns/shop/sa/catalog".into(),
+            workload_name: "catalog-1".into(),
+            namespace: "shop".into(),
+            device_id: "00000000000000ab".into(),
+            certificate_expires_unix_ms: 7_200_000,
+            snapshot_unix_ms: 1_000,
+            snapshot_from_disk: true,
+            control_endpoint: "d:15012".into(),
+            now_unix_ms: 61_000,
+            findings: vec![Finding {
+                code: "TMB0302".into(),
+                severity: "warning".into(),
+                cause: "d:15012: Connection refused".into(),
+                next: "tombolo status".into(),
+            }],
+            ..Default::default()
+        };
+        let text = shown(&status);
+        for part in [
+            "NOT connected; last tried d:15012",
+            "from disk, 60s old",
+            "TMB0302 warning: d:15012",
+            "ports: none",
+        ] {
+            assert!(text.contains(part), "{part}\n{text}");
+        }
+        assert_eq!(value(&status)["controlConnected"], false);
+        let idle = shown(&StatusResponse {
+            state: "NotEnrolled".into(),
+            ..Default::default()
+        });
+        assert_eq!(idle, "State:        NotEnrolled\n");
+    }
+}
