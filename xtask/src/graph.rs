@@ -33,6 +33,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("tombolo-netns", 8),
     ("tombolo-interop", 8),
     ("tombolo-demo", 8),
+    ("tombolo-packages", 8),
     ("xtask", 8),
 ];
 

@@ -1,0 +1,92 @@
+use anyhow::{Context as _, Result, bail};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{Mutex, OnceLock},
+};
+use tempfile::TempDir;
+use tombolo_testkit::binaries;
+
+/// One run of the build scripts: packages, and the signed repositories of them.
+#[derive(Debug)]
+pub struct Built {
+    dir: TempDir,
+}
+
+/// Folder of the workspace.
+pub fn workspace() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+}
+
+/// The `packaging` folder.
+pub fn packaging() -> PathBuf {
+    workspace().join("packaging")
+}
+
+/// Builds packages of a revision into a folder.
+///
+/// # Errors
+/// When a script fails; the text has its output.
+pub fn build(revision: u32, into: &Path) -> Result<()> {
+    let mut command = Command::new(packaging().join("build.sh"));
+    command.arg(into).env("TOMBOLO_BIN_DIR", binaries());
+    command.env("TOMBOLO_PACKAGE_REVISION", revision.to_string());
+    output(&mut command).map(drop)
+}
+
+/// Runs a command to its end; gives its standard output.
+pub(crate) fn output(command: &mut Command) -> Result<String> {
+    let result = command.output().with_context(|| format!("{command:?}"))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if !result.status.success() {
+        bail!("{command:?}: {}\n{}{}", result.status, text(&result.stdout), text(&result.stderr));
+    }
+    Ok(text(&result.stdout))
+}
+
+/// Packages and repositories of revision 1 or 2, which stand for a version and its successor. Built once per run.
+///
+/// # Errors
+/// When a script fails.
+pub fn revision(number: u32) -> Result<&'static Built> {
+    static BUILT: [OnceLock<Built>; 2] = [OnceLock::new(), OnceLock::new()];
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let cell = BUILT.get(number.wrapping_sub(1) as usize).context("there are revisions 1 and 2")?;
+    if let Some(built) = cell.get() {
+        return Ok(built);
+    }
+    let dir = tempfile::Builder::new().prefix("tombolo-packages").tempdir()?;
+    build(number, &dir.path().join("packages"))?;
+    let mut repo = Command::new(packaging().join("repo.sh"));
+    output(repo.arg(dir.path().join("packages")).arg(dir.path().join("repo")))?;
+    Ok(cell.get_or_init(|| Built { dir }))
+}
+
+impl Built {
+    /// Folder of the deb and rpm files, as `make packages` leaves them.
+    pub fn packages(&self) -> PathBuf {
+        self.dir.path().join("packages")
+    }
+
+    /// Folder of the repositories, as `make repo` leaves them.
+    pub fn repo(&self) -> PathBuf {
+        self.dir.path().join("repo")
+    }
+
+    /// Files with an ending, in order.
+    ///
+    /// # Errors
+    /// When the folder cannot be read, or has none.
+    pub fn files(&self, ending: &str) -> Result<Vec<PathBuf>> {
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(self.packages())? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|found| found == ending) {
+                files.push(path);
+            }
+        }
+        files.sort();
+        if files.is_empty() { bail!("no {ending} files") } else { Ok(files) }
+    }
+}
