@@ -72,7 +72,10 @@ pub fn decide<'p>(policies: impl Iterator<Item = &'p Policy>, connection: &Conne
 }
 
 /// As [`decide`], and says beside it what dry-run policies would have changed.
-pub fn decide_with_dry_run<'p>(policies: impl Iterator<Item = &'p Policy>, connection: &Connection<'_>) -> Decision {
+pub fn decide_with_dry_run<'p>(
+    policies: impl Iterator<Item = &'p Policy>,
+    connection: &Connection<'_>,
+) -> Decision {
     let subject = Subject::new(connection);
     let mut enforced = Tally::default();
     let mut with_dry_run = Tally::default();
@@ -90,7 +93,9 @@ pub fn decide_with_dry_run<'p>(policies: impl Iterator<Item = &'p Policy>, conne
         }
     }
     let verdict = enforced.verdict();
-    let dry_run = any_dry_run.then(|| with_dry_run.verdict()).filter(|other| other.is_allow() != verdict.is_allow());
+    let dry_run = any_dry_run
+        .then(|| with_dry_run.verdict())
+        .filter(|other| other.is_allow() != verdict.is_allow());
     Decision { verdict, dry_run }
 }
 
@@ -126,9 +131,17 @@ impl<'p> Tally<'p> {
     fn verdict(&self) -> Verdict {
         let key = |policy: &Policy| policy.key.clone();
         match (self.deny, self.allow) {
-            (Some(deny), _) => Verdict::Deny { policy: Some(key(deny)), reason: Verdict::DENIED },
-            (None, Some(allow)) => Verdict::Allow { policy: Some(key(allow)) },
-            (None, None) if self.any_allow => Verdict::Deny { policy: None, reason: Verdict::NOT_ALLOWED },
+            (Some(deny), _) => Verdict::Deny {
+                policy: Some(key(deny)),
+                reason: Verdict::DENIED,
+            },
+            (None, Some(allow)) => Verdict::Allow {
+                policy: Some(key(allow)),
+            },
+            (None, None) if self.any_allow => Verdict::Deny {
+                policy: None,
+                reason: Verdict::NOT_ALLOWED,
+            },
             (None, None) => Verdict::Allow { policy: None },
         }
     }

@@ -128,7 +128,8 @@ impl<'a> Subject<'a> {
 
     /// Nobody has no principal: nothing about it matches, not even an empty prefix.
     fn is_principal(&self, wanted: &StringMatch) -> bool {
-        self.source.is_some_and(|id| wanted.matches(self.principal.get_or_init(|| id.principal())))
+        self.source
+            .is_some_and(|id| wanted.matches(self.principal.get_or_init(|| id.principal())))
     }
 
     /// Nobody's namespace is the empty text.
@@ -137,8 +138,9 @@ impl<'a> Subject<'a> {
     }
 
     fn is_account(&self, wanted: &ServiceAccountMatch) -> bool {
-        self.source
-            .is_some_and(|id| id.namespace == wanted.namespace && id.service_account == wanted.service_account)
+        self.source.is_some_and(|id| {
+            id.namespace == wanted.namespace && id.service_account == wanted.service_account
+        })
     }
 }
 
@@ -198,12 +200,24 @@ impl Match {
         }
         // Says nothing, never matches: such a match comes from conditions that do not exist at layer 4.
         !self.is_empty()
-            && fits(&self.destination_ports, &self.not_destination_ports, |&port| port == subject.destination_port)
-            && fits(&self.namespaces, &self.not_namespaces, |wanted| subject.is_in(wanted))
-            && fits(&self.service_accounts, &self.not_service_accounts, |wanted| subject.is_account(wanted))
-            && fits(&self.source_ips, &self.not_source_ips, |net| net.contains(&subject.source_ip))
-            && fits(&self.destination_ips, &self.not_destination_ips, |net| net.contains(&subject.destination_ip))
-            && fits(&self.principals, &self.not_principals, |wanted| subject.is_principal(wanted))
+            && fits(&self.destination_ports, &self.not_destination_ports, |&port| {
+                port == subject.destination_port
+            })
+            && fits(&self.namespaces, &self.not_namespaces, |wanted| {
+                subject.is_in(wanted)
+            })
+            && fits(&self.service_accounts, &self.not_service_accounts, |wanted| {
+                subject.is_account(wanted)
+            })
+            && fits(&self.source_ips, &self.not_source_ips, |net| {
+                net.contains(&subject.source_ip)
+            })
+            && fits(&self.destination_ips, &self.not_destination_ips, |net| {
+                net.contains(&subject.destination_ip)
+            })
+            && fits(&self.principals, &self.not_principals, |wanted| {
+                subject.is_principal(wanted)
+            })
     }
 }
 
@@ -212,7 +226,8 @@ impl Policy {
     pub(crate) fn matches(&self, subject: &Subject<'_>) -> bool {
         self.rules.iter().any(|rule| {
             rule.clauses.iter().all(|clause| {
-                clause.matches.is_empty() || clause.matches.iter().any(|one| one.matches(self.action, subject))
+                clause.matches.is_empty()
+                    || clause.matches.iter().any(|one| one.matches(self.action, subject))
             })
         })
     }

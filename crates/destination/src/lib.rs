@@ -14,8 +14,8 @@ mod order;
 mod resolve;
 
 pub use model::{
-    AppProtocol, GatewayAddress, GatewayTarget, IpFamilies, LoadBalancing, Locality, Mode, PortMap, Scope, Service,
-    Tunnel, Visibility, Workload,
+    AppProtocol, GatewayAddress, GatewayTarget, IpFamilies, LoadBalancing, Locality, Mode, PortMap, Scope,
+    Service, Tunnel, Visibility, Workload,
 };
 pub use order::order;
 pub use resolve::{Candidate, Destination, Index, Source, resolve, resolve_service, resolve_workload};

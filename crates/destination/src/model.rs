@@ -1,6 +1,7 @@
 use ipnet::IpNet;
 use std::{
     collections::BTreeMap,
+    fmt,
     net::{IpAddr, SocketAddr},
     sync::{Arc, OnceLock},
 };
@@ -119,8 +120,17 @@ pub struct Workload {
     pub gateway: Option<GatewayAddress>,
     /// Waypoint in front of it.
     pub waypoint: Option<GatewayAddress>,
-    /// `identity`, computed at first use.
-    expected: OnceLock<Result<Arc<[SpiffeId]>, NameError>>,
+    expected: Expected,
+}
+
+/// A workload's identity as a list of one, computed at first use. Not shown: whether it was computed means nothing.
+#[derive(Clone, Default)]
+struct Expected(OnceLock<Result<Arc<[SpiffeId]>, NameError>>);
+
+impl fmt::Debug for Expected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("_")
+    }
 }
 
 impl Workload {
@@ -154,7 +164,7 @@ impl Workload {
             policies: Vec::new(),
             gateway: None,
             waypoint: None,
-            expected: OnceLock::new(),
+            expected: Expected::default(),
         }
     }
 
@@ -169,6 +179,7 @@ impl Workload {
     /// Its identity as the shared list of one that candidates carry.
     pub(crate) fn expected(&self) -> Result<&Arc<[SpiffeId]>, NameError> {
         self.expected
+            .0
             .get_or_init(|| {
                 let id = SpiffeId::new(self.trust_domain.clone(), &self.namespace, &self.service_account)?;
                 Ok(Arc::new([id]))
@@ -179,7 +190,9 @@ impl Workload {
 
     /// Its HBONE address by the first of its addresses, if it has any.
     pub fn hbone(&self) -> Option<SocketAddr> {
-        self.addresses.first().map(|&ip| SocketAddr::new(ip, ports::HBONE))
+        self.addresses
+            .first()
+            .map(|&ip| SocketAddr::new(ip, ports::HBONE))
     }
 }
 

@@ -12,13 +12,18 @@ pub fn order(
     seed: u64,
 ) -> Vec<usize> {
     let candidates = &destination.candidates;
-    let weight_max = candidates.iter().map(|candidate| candidate.weight).max().unwrap_or(1);
+    let weight_max = candidates
+        .iter()
+        .map(|candidate| candidate.weight)
+        .max()
+        .unwrap_or(1);
     let mut keyed: Vec<(Key, usize)> = candidates
         .iter()
         .enumerate()
         .map(|(position, candidate)| {
             // Per unit of the greatest weight, so that equal weights compare by plain counts. Below 2^64.
-            let load = u64::from(outstanding(candidate)) * u64::from(weight_max) / u64::from(candidate.weight.max(1));
+            let load = u64::from(outstanding(candidate)) * u64::from(weight_max)
+                / u64::from(candidate.weight.max(1));
             let key = Key {
                 ejected: ejected(candidate),
                 rank: candidate.rank,

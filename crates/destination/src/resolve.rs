@@ -123,12 +123,20 @@ pub fn resolve_workload(
         .workload_by_address(address)
         .ok_or_else(|| Reject::new(RejectClass::NoRoute, "unknown_address").with_detail(address))?;
     if workload.network != source.network {
-        return Err(unhealthy("no_valid_destination", format!("{} is in another network", workload.uid)));
+        return Err(unhealthy(
+            "no_valid_destination",
+            format!("{} is in another network", workload.uid),
+        ));
     }
     if !workload.healthy {
-        return Err(unhealthy("no_healthy_endpoint", format!("{} is unhealthy", workload.uid)));
+        return Err(unhealthy(
+            "no_healthy_endpoint",
+            format!("{} is unhealthy", workload.uid),
+        ));
     }
-    let expected = workload.expected().map_err(|error| unhealthy("no_valid_destination", error.to_string()))?;
+    let expected = workload
+        .expected()
+        .map_err(|error| unhealthy("no_valid_destination", error.to_string()))?;
     Ok(Candidate {
         workload: workload.clone(),
         address: SocketAddr::new(address.address, port),
@@ -159,8 +167,17 @@ impl<'a> Scale<'a> {
             Mode::Unspecified | Mode::Passthrough => (&[], false),
         };
         let length = u32::try_from(scopes.len()).unwrap_or(u32::MAX / 2);
-        let network_bonus = if scopes.first() == Some(&Scope::Network) { length - 1 } else { 0 };
-        Self { scopes, strict, network_bonus, best: length + network_bonus }
+        let network_bonus = if scopes.first() == Some(&Scope::Network) {
+            length - 1
+        } else {
+            0
+        };
+        Self {
+            scopes,
+            strict,
+            network_bonus,
+            best: length + network_bonus,
+        }
     }
 
     /// Distance of an endpoint; none: too far to be used at all.
@@ -176,7 +193,10 @@ impl<'a> Scale<'a> {
         } else {
             near += self.network_bonus;
         }
-        let matched = scopes.iter().take_while(|&&scope| same(scope, source, workload)).count();
+        let matched = scopes
+            .iter()
+            .take_while(|&&scope| same(scope, source, workload))
+            .count();
         if self.strict && matched < scopes.len() {
             return None;
         }
@@ -221,7 +241,9 @@ impl Choice<'_> {
         }
         // The endpoint's own map comes first; a port that it does not map is served where the service says.
         let own = workload.services.get(&self.service.key).and_then(|maps| {
-            maps.iter().find(|map| map.service_port == self.ports.service_port).map(|map| map.target_port)
+            maps.iter()
+                .find(|map| map.service_port == self.ports.service_port)
+                .map(|map| map.target_port)
         });
         let target = own.filter(|&port| port != 0).unwrap_or(self.ports.target_port);
         // Without a port, an address or an identity there is nothing to dial, and capacity 0 takes no connections.
@@ -233,10 +255,18 @@ impl Choice<'_> {
             return;
         }
         let addresses = &workload.addresses;
-        let family = addresses.iter().find(|address| address.is_ipv4() == self.want_ipv4);
-        let Some(&address) = family.or(addresses.first()) else { return };
-        let Some(rank) = self.scale.distance(self.source, workload) else { return };
-        let Some(expected) = self.expected(workload) else { return };
+        let family = addresses
+            .iter()
+            .find(|address| address.is_ipv4() == self.want_ipv4);
+        let Some(&address) = family.or(addresses.first()) else {
+            return;
+        };
+        let Some(rank) = self.scale.distance(self.source, workload) else {
+            return;
+        };
+        let Some(expected) = self.expected(workload) else {
+            return;
+        };
         self.candidates.push(Candidate {
             workload: workload.clone(),
             address: SocketAddr::new(address, target),
@@ -265,8 +295,17 @@ impl Choice<'_> {
 
     fn finish(mut self, port: u16) -> Result<Destination, Reject> {
         if self.candidates.is_empty() {
-            let Self { seen, unhealthy, elsewhere, .. } = self;
-            let reason = if elsewhere > 0 { "no_valid_destination" } else { "no_healthy_endpoint" };
+            let Self {
+                seen,
+                unhealthy,
+                elsewhere,
+                ..
+            } = self;
+            let reason = if elsewhere > 0 {
+                "no_valid_destination"
+            } else {
+                "no_healthy_endpoint"
+            };
             let detail = format!(
                 "of {seen} endpoints of {} {unhealthy} are unhealthy, {elsewhere} in networks that cannot be reached from here",
                 self.service.hostname
@@ -274,10 +313,18 @@ impl Choice<'_> {
             return Err(Reject::new(RejectClass::UpstreamUnhealthy, reason).with_detail(detail));
         }
         // Stable, so that equal endpoints keep the index's order: the same world gives the same list.
-        if self.candidates.iter().any(|candidate| candidate.rank != self.candidates[0].rank) {
+        if self
+            .candidates
+            .iter()
+            .any(|candidate| candidate.rank != self.candidates[0].rank)
+        {
             self.candidates.sort_by_key(|candidate| candidate.rank);
         }
-        Ok(Destination { service: self.service.clone(), port, candidates: self.candidates })
+        Ok(Destination {
+            service: self.service.clone(),
+            port,
+            candidates: self.candidates,
+        })
     }
 }
 

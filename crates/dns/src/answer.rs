@@ -48,7 +48,9 @@ pub enum Answer {
 /// Equal arguments give equal bytes; `seed` only shuffles the addresses.
 pub fn answer(query: &[u8], names: &dyn Names, client: &Client<'_>, seed: u64) -> Answer {
     let mut decoder = BinDecoder::new(query);
-    let Ok(header) = Header::read(&mut decoder) else { return Answer::Drop };
+    let Ok(header) = Header::read(&mut decoder) else {
+        return Answer::Drop;
+    };
     let asked = header.metadata;
     if asked.message_type != MessageType::Query {
         return Answer::Drop;
@@ -63,7 +65,9 @@ pub fn answer(query: &[u8], names: &dyn Names, client: &Client<'_>, seed: u64) -
         return Answer::Reply(bare(&asked, ResponseCode::FormErr));
     };
     // What is not for the mesh is passed on without a look at the rest: its servers judge it.
-    let Some(outcome) = find(&question, names, client, seed) else { return Answer::Forward };
+    let Some(outcome) = find(&question, names, client, seed) else {
+        return Answer::Forward;
+    };
     let Ok(message) = Message::from_vec(query) else {
         return Answer::Reply(bare(&asked, ResponseCode::FormErr));
     };
@@ -78,7 +82,9 @@ pub fn servfail(query: &[u8]) -> Option<Vec<u8>> {
         return None;
     }
     // With the question, if it can be read: clients match answers by it.
-    let Ok(message) = Message::from_vec(query) else { return Some(bare(&asked, ResponseCode::ServFail)) };
+    let Ok(message) = Message::from_vec(query) else {
+        return Some(bare(&asked, ResponseCode::ServFail));
+    };
     let mut response = Message::response(asked.id, asked.op_code);
     response.metadata = response_metadata(&asked);
     response.metadata.response_code = ResponseCode::ServFail;
@@ -86,7 +92,11 @@ pub fn servfail(query: &[u8]) -> Option<Vec<u8>> {
     if let Some(edns) = &message.edns {
         response.set_edns(echo(edns));
     }
-    Some(response.to_vec().unwrap_or_else(|_| bare(&asked, ResponseCode::ServFail)))
+    Some(
+        response
+            .to_vec()
+            .unwrap_or_else(|_| bare(&asked, ResponseCode::ServFail)),
+    )
 }
 
 /// The parts of an authoritative answer.
@@ -100,11 +110,19 @@ struct Outcome {
 impl Outcome {
     fn records(records: Vec<Record>, zone: &Name) -> Self {
         let zone = records.is_empty().then(|| zone.clone());
-        Self { code: ResponseCode::NoError, records, zone }
+        Self {
+            code: ResponseCode::NoError,
+            records,
+            zone,
+        }
     }
 
     fn nothing(code: ResponseCode, zone: Option<Name>) -> Self {
-        Self { code, records: Vec::new(), zone }
+        Self {
+            code,
+            records: Vec::new(),
+            zone,
+        }
     }
 }
 
@@ -130,7 +148,11 @@ fn find(question: &Query, names: &dyn Names, client: &Client<'_>, seed: u64) -> 
     if !ours && !leads_to_addresses {
         return None;
     }
-    let zone = if ours { name_of(names.mesh_domain())? } else { question.name().clone() };
+    let zone = if ours {
+        name_of(names.mesh_domain())?
+    } else {
+        question.name().clone()
+    };
     if !matches!(question.query_class(), DNSClass::IN | DNSClass::ANY) {
         return Some(Outcome::nothing(ResponseCode::Refused, None));
     }
@@ -142,20 +164,36 @@ fn find(question: &Query, names: &dyn Names, client: &Client<'_>, seed: u64) -> 
         };
         return Some(Outcome::nothing(code, Some(zone)));
     };
-    let ttl = if found.addresses.headless { HEADLESS_TTL_SECONDS } else { TTL_SECONDS };
+    let ttl = if found.addresses.headless {
+        HEADLESS_TTL_SECONDS
+    } else {
+        TTL_SECONDS
+    };
     let mut data: Vec<RData> = match question.query_type() {
         RecordType::A => found.addresses.v4.iter().map(|&ip| RData::A(A(ip))).collect(),
-        RecordType::AAAA => found.addresses.v6.iter().map(|&ip| RData::AAAA(AAAA(ip))).collect(),
+        RecordType::AAAA => found
+            .addresses
+            .v6
+            .iter()
+            .map(|&ip| RData::AAAA(AAAA(ip)))
+            .collect(),
         _ => Vec::new(),
     };
     shuffle(&mut data, seed);
     let mut records = Vec::with_capacity(data.len() + 1);
     let mut owner = question.name().clone();
     if let Some(alias_of) = found.alias_of.as_deref().and_then(name_of) {
-        records.push(Record::from_rdata(owner, ttl, RData::CNAME(CNAME(alias_of.clone()))));
+        records.push(Record::from_rdata(
+            owner,
+            ttl,
+            RData::CNAME(CNAME(alias_of.clone())),
+        ));
         owner = alias_of;
     }
-    records.extend(data.into_iter().map(|data| Record::from_rdata(owner.clone(), ttl, data)));
+    records.extend(
+        data.into_iter()
+            .map(|data| Record::from_rdata(owner.clone(), ttl, data)),
+    );
     Some(Outcome::records(records, &zone))
 }
 
@@ -176,9 +214,15 @@ fn find_reverse(question: &Query, names: &dyn Names) -> Option<Outcome> {
 /// True for the mesh domain, `svc` below it and the namespaces below that: they have no address, but names below them,
 /// and a resolver that walks down label by label must not be told that nothing is there (RFC 8020).
 fn has_names_below(host: &str, domain: &str) -> bool {
-    let Some(rest) = host.strip_suffix(domain) else { return false };
+    let Some(rest) = host.strip_suffix(domain) else {
+        return false;
+    };
     let rest = rest.trim_end_matches('.');
-    rest.is_empty() || rest == "svc" || rest.strip_suffix(".svc").is_some_and(|namespace| !namespace.contains('.'))
+    rest.is_empty()
+        || rest == "svc"
+        || rest
+            .strip_suffix(".svc")
+            .is_some_and(|namespace| !namespace.contains('.'))
 }
 
 /// Lower case, without the trailing dot. What cannot be in a host name, a dot within a label above all, becomes a
@@ -247,13 +291,26 @@ fn reply(query: &Message, question: Query, outcome: Outcome, udp: bool) -> Vec<u
 
 fn soa(zone: Name) -> Record {
     let server = |label: &str| zone.prepend_label(label).unwrap_or_else(|_| zone.clone());
-    let data = SOA::new(server("ns"), server("hostmaster"), 1, 3600, 600, 86_400, NEGATIVE_TTL_SECONDS);
+    let data = SOA::new(
+        server("ns"),
+        server("hostmaster"),
+        1,
+        3600,
+        600,
+        86_400,
+        NEGATIVE_TTL_SECONDS,
+    );
     Record::from_rdata(zone, NEGATIVE_TTL_SECONDS, RData::SOA(data))
 }
 
 /// Encodes within `limit` bytes: as many answers as fit, the rest told by the truncation bit.
 fn encode(mut message: Message, limit: u16) -> Vec<u8> {
-    let fits = |message: &Message| message.to_vec().ok().filter(|bytes| bytes.len() <= usize::from(limit));
+    let fits = |message: &Message| {
+        message
+            .to_vec()
+            .ok()
+            .filter(|bytes| bytes.len() <= usize::from(limit))
+    };
     if let Some(bytes) = fits(&message) {
         return bytes;
     }
@@ -263,7 +320,11 @@ fn encode(mut message: Message, limit: u16) -> Vec<u8> {
     while low < high {
         let middle = (low + high).div_ceil(2);
         message.answers = all[..middle].to_vec();
-        if fits(&message).is_some() { low = middle } else { high = middle - 1 }
+        if fits(&message).is_some() {
+            low = middle
+        } else {
+            high = middle - 1
+        }
     }
     all.truncate(low);
     message.answers = all;

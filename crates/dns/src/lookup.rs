@@ -13,19 +13,28 @@ pub(crate) struct Found {
 /// Source: ztunnel's DNS server, which follows the search paths of Kubernetes.
 pub(crate) fn lookup(names: &dyn Names, host: &str, namespace: &str, search: &[String]) -> Option<Found> {
     if let Some((addresses, _)) = find_completed(names, host, namespace) {
-        return Some(Found { addresses, alias_of: None });
+        return Some(Found {
+            addresses,
+            alias_of: None,
+        });
     }
     search.iter().find_map(|domain| {
         let stripped = strip_domain(host, domain)?;
         let (addresses, full) = find_completed(names, stripped, namespace)?;
-        Some(Found { addresses, alias_of: full })
+        Some(Found {
+            addresses,
+            alias_of: full,
+        })
     })
 }
 
 /// `host` without `domain`, which is as the host's configuration writes it: any case, dots at the ends.
 fn strip_domain<'h>(host: &'h str, domain: &str) -> Option<&'h str> {
     let domain = domain.trim_matches('.');
-    let at = host.len().checked_sub(domain.len()).filter(|_| !domain.is_empty())?;
+    let at = host
+        .len()
+        .checked_sub(domain.len())
+        .filter(|_| !domain.is_empty())?;
     let tail = host.get(at..)?;
     let rest = host.get(..at)?.strip_suffix('.')?;
     (tail.eq_ignore_ascii_case(domain) && !rest.is_empty()).then_some(rest)
@@ -33,12 +42,14 @@ fn strip_domain<'h>(host: &'h str, domain: &str) -> Option<&'h str> {
 
 /// The addresses of `host` or of one of its completions, and the completed name unless a wildcard fitted.
 fn find_completed(names: &dyn Names, host: &str, namespace: &str) -> Option<(Addresses, Option<String>)> {
-    std::iter::once(host.to_owned()).chain(completions(host, namespace, names.mesh_domain())).find_map(|full| {
-        if let Some(addresses) = names.find(&full, namespace) {
-            return Some((addresses, Some(full)));
-        }
-        find_wildcard(names, &full, namespace).map(|addresses| (addresses, None))
-    })
+    std::iter::once(host.to_owned())
+        .chain(completions(host, namespace, names.mesh_domain()))
+        .find_map(|full| {
+            if let Some(addresses) = names.find(&full, namespace) {
+                return Some((addresses, Some(full)));
+            }
+            find_wildcard(names, &full, namespace).map(|addresses| (addresses, None))
+        })
 }
 
 /// The full names that a short one may mean.
@@ -46,7 +57,10 @@ fn completions(host: &str, namespace: &str, domain: &str) -> Vec<String> {
     let in_svc = host.ends_with(".svc");
     match host.split('.').count() {
         1 => vec![format!("{host}.{namespace}.svc.{domain}")],
-        2 => vec![format!("{host}.svc.{domain}"), format!("{host}.{namespace}.svc.{domain}")],
+        2 => vec![
+            format!("{host}.svc.{domain}"),
+            format!("{host}.{namespace}.svc.{domain}"),
+        ],
         3 if in_svc => vec![format!("{host}.{domain}"), format!("{host}.svc.{domain}")],
         3 => vec![format!("{host}.svc.{domain}")],
         4 if in_svc => vec![format!("{host}.{domain}")],

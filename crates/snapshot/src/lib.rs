@@ -6,9 +6,20 @@
 //!
 //! **Invariant:** no tokio, clock, randomness, files or sockets; input of a peer never panics.
 //! **Invariant:** a clone costs a few reference counts, and one update a few paths of persistent maps.
+//! **Invariant:** the same resources give the same snapshot, in whatever order and grouping they came.
 //! **Invariant:** a name is only ever answered with an address of the mesh's own prefixes: a connection to any other
 //! address would go past the mesh in plain text.
 
+mod claims;
+mod convert;
+mod disk;
+mod own;
+mod policies;
+mod registry;
+mod resource;
 mod snapshot;
 
-pub use snapshot::{Exposure, ExposedPort, Own, Rejected, Snapshot, SnapshotError};
+pub use disk::SnapshotError;
+pub use own::{ExposedPort, Exposure, Own};
+pub use resource::Rejected;
+pub use snapshot::Snapshot;

@@ -1,105 +1,264 @@
+use crate::{
+    convert::{self, Interner},
+    own::{ExposedPort, Exposure, Own},
+    policies::Policies,
+    registry::{Registry, is_virtual},
+    resource::{Held, Rejected, check_name, open},
+};
+use imbl::OrdMap;
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 use tombolo_authz::Policy;
-use tombolo_destination::{Index, Service, Source, Workload};
+use tombolo_destination::{Index, Locality, Service, Source, Workload};
 use tombolo_dns::{Addresses, Names};
-use tombolo_proto::xds;
-use tombolo_types::{AddressPlan, DeviceId, NamespacedName, NetworkAddress, TrustDomain};
+use tombolo_proto::{istio::security, istio::workload as wds, tombolo::v1, type_url, xds};
+use tombolo_types::{AddressPlan, DeviceId, Hostname, NamespacedName, NetworkAddress, TrustDomain};
 
-/// Who this agent is: fixed by its registration.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Own {
-    /// Namespace.
-    pub namespace: Arc<str>,
-    /// Name of its WorkloadEntry.
-    pub workload_name: Arc<str>,
-    /// Service account.
-    pub service_account: Arc<str>,
-    /// Network; empty is the default one.
-    pub network: Arc<str>,
-    /// Cluster.
-    pub cluster_id: Arc<str>,
-    /// Mesh domain, for example `mesh.internal`.
-    pub mesh_domain: Arc<str>,
-    /// Trust domain.
-    pub trust_domain: TrustDomain,
-}
-
-/// A port that the own workload may deliver.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ExposedPort {
-    /// Port of the application.
-    pub port: u16,
-    /// Deliver to loopback instead of the host's own address.
-    pub loopback: bool,
-}
-
-/// What the own workload may deliver.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Exposure {
-    /// Declared ports.
-    pub ports: Vec<ExposedPort>,
-    /// Every port but 22 and ours.
-    pub all_ports: bool,
-}
-
-/// A resource that was not taken, and why: the two parts of a line of the NACK.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rejected {
-    /// Resource name.
-    pub name: String,
-    /// Reason for people.
-    pub reason: String,
-}
-
-/// Why bytes on disk were not taken.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum SnapshotError {
-    /// Not a snapshot file.
-    #[error("not a snapshot")]
-    NotASnapshot,
-}
-
-/// One version of the world.
+/// One version of the world. Cheap to clone; readers keep a clone and never see it change.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
-    plan: AddressPlan,
-    own: Own,
+    pub(crate) version: u64,
+    pub(crate) plan: AddressPlan,
+    pub(crate) own: Arc<Own>,
+    pub(crate) addresses_synced: bool,
+    pub(crate) policies_synced: bool,
+    pub(crate) registry: Registry,
+    pub(crate) policies: Policies,
+    /// Sorted device ids by resource name; there is one resource, "devices".
+    pub(crate) revocations: OrdMap<Arc<str>, Arc<Held<Vec<u64>>>>,
+    pub(crate) bundles: OrdMap<TrustDomain, Arc<Held<String>>>,
+    pub(crate) exposure: Option<Arc<Held<Exposure>>>,
 }
 
-#[allow(unused_variables, reason = "skeleton")]
 impl Snapshot {
     /// Knows nothing yet.
     pub fn empty(plan: AddressPlan, own: Own) -> Self {
-        Self { plan, own }
+        Self {
+            version: 0,
+            plan,
+            own: Arc::new(own),
+            addresses_synced: false,
+            policies_synced: false,
+            registry: Registry::default(),
+            policies: Policies::default(),
+            revocations: OrdMap::new(),
+            bundles: OrdMap::new(),
+            exposure: None,
+        }
     }
 
-    /// Reads what [`Snapshot::encode`] wrote.
-    ///
-    /// # Errors
-    /// When the bytes are damaged, or written by a newer program.
-    pub fn decode(bytes: &[u8], plan: AddressPlan, own: Own) -> Result<Self, SnapshotError> {
-        todo!("decode")
+    /// Applies one incremental response. Good resources are taken; bad ones are returned, each is a part of the NACK,
+    /// and what was held under their names before stays. A type that is not known here is refused whole.
+    pub fn apply(
+        &mut self,
+        type_url: &str,
+        resources: Vec<xds::Resource>,
+        removed: &[String],
+    ) -> Vec<Rejected> {
+        self.version += 1;
+        for name in removed {
+            self.remove(type_url, name);
+        }
+        let mut interner = Interner::default();
+        let rejected = resources
+            .into_iter()
+            .filter_map(|resource| self.upsert(type_url, resource, &mut interner).err())
+            .collect();
+        match type_url {
+            type_url::ADDRESS => self.addresses_synced = true,
+            type_url::AUTHORIZATION => self.policies_synced = true,
+            _ => {}
+        }
+        rejected
     }
 
-    /// As bytes for a file.
-    pub fn encode(&self) -> Vec<u8> {
-        todo!("encode")
+    fn upsert(
+        &mut self,
+        type_url: &str,
+        resource: xds::Resource,
+        interner: &mut Interner,
+    ) -> Result<(), Rejected> {
+        let rejected = |name: String| |reason: String| Rejected { name, reason };
+        match type_url {
+            type_url::ADDRESS => {
+                let (name, message, payload) = open::<wds::Address>(type_url, resource)?;
+                match message.r#type {
+                    Some(wds::address::Type::Workload(wire)) => {
+                        let checked = convert::workload(interner, &wire).and_then(|record| {
+                            check_name(&name, &record.uid)?;
+                            Ok(record)
+                        });
+                        let record = checked.map_err(rejected(name))?;
+                        self.registry
+                            .upsert_workload(Held::new(record, payload), &self.plan, &self.own);
+                    }
+                    Some(wds::address::Type::Service(wire)) => {
+                        let checked = convert::service(interner, &wire).and_then(|record| {
+                            check_name(&name, &record.key)?;
+                            Ok(record)
+                        });
+                        let record = checked.map_err(rejected(name))?;
+                        self.registry
+                            .upsert_service(Held::new(record, payload), &self.plan, &self.own);
+                    }
+                    None => return Err(rejected(name)("is neither a workload nor a service".to_owned())),
+                }
+            }
+            type_url::AUTHORIZATION => {
+                let (name, message, payload) = open::<security::Authorization>(type_url, resource)?;
+                let checked = convert::policy(&message).and_then(|record| {
+                    check_name(&name, &record.key)?;
+                    Ok(record)
+                });
+                self.policies
+                    .upsert(Held::new(checked.map_err(rejected(name))?, payload));
+            }
+            type_url::REVOCATIONS => {
+                let (name, message, payload) = open::<v1::Revocations>(type_url, resource)?;
+                let mut devices = message.device_ids;
+                devices.sort_unstable();
+                self.revocations.insert(name.into(), Held::new(devices, payload));
+            }
+            type_url::TRUST_BUNDLE => {
+                let (name, message, payload) = open::<v1::TrustBundle>(type_url, resource)?;
+                let checked = message
+                    .trust_domain
+                    .parse::<TrustDomain>()
+                    .map_err(|error| error.to_string());
+                let checked = checked.and_then(|trust_domain| {
+                    check_name(&name, &trust_domain)?;
+                    if message.roots_pem.trim().is_empty() {
+                        Err("has no roots".to_owned())
+                    } else {
+                        Ok(trust_domain)
+                    }
+                });
+                let trust_domain = checked.map_err(rejected(name))?;
+                self.bundles
+                    .insert(trust_domain, Held::new(message.roots_pem, payload));
+            }
+            type_url::SERVICE_VIP => {
+                let (name, message, payload) = open::<v1::ServiceVip>(type_url, resource)?;
+                let key = NamespacedName::new(message.namespace.as_str(), message.hostname.as_str());
+                let checked = check_name(&name, &key).and_then(|()| self.read_vips(&message.vips));
+                let vips = checked.map_err(rejected(name))?;
+                self.registry
+                    .upsert_override(key, Held::new(vips, payload), &self.plan, &self.own);
+            }
+            type_url::EXPOSURE => {
+                let (name, message, payload) = open::<v1::Exposure>(type_url, resource)?;
+                let checked = check_name(&name, self.exposure_name()).and_then(|()| read_exposure(&message));
+                self.exposure = Some(Held::new(checked.map_err(rejected(name))?, payload));
+            }
+            _ => {
+                return Err(rejected(resource.name)(format!(
+                    "is of the unknown type {type_url:?}"
+                )));
+            }
+        }
+        Ok(())
     }
 
-    /// Applies one incremental response. Good resources are taken, bad ones returned (a NACK per resource).
-    pub fn apply(&mut self, type_url: &str, resources: Vec<xds::Resource>, removed: &[String]) -> Vec<Rejected> {
-        todo!("apply")
+    fn remove(&mut self, type_url: &str, name: &str) {
+        let key = || name.parse::<NamespacedName>().ok();
+        match type_url {
+            // A workload's uid first; a service's name has exactly one slash.
+            type_url::ADDRESS => {
+                if !self.registry.remove_workload(name, &self.plan, &self.own)
+                    && let Some(key) = key()
+                {
+                    self.registry.remove_service(&key, &self.plan, &self.own);
+                }
+            }
+            type_url::AUTHORIZATION => {
+                if let Some(key) = key() {
+                    self.policies.remove(&key);
+                }
+            }
+            type_url::REVOCATIONS => _ = self.revocations.remove(name),
+            type_url::TRUST_BUNDLE => {
+                if let Ok(trust_domain) = name.parse::<TrustDomain>() {
+                    self.bundles.remove(&trust_domain);
+                }
+            }
+            type_url::SERVICE_VIP => {
+                if let Some(key) = key() {
+                    self.registry.remove_override(&key, &self.plan, &self.own);
+                }
+            }
+            type_url::EXPOSURE if name == self.exposure_name() => self.exposure = None,
+            _ => {}
+        }
     }
 
-    /// Resource name to version held, for `initial_resource_versions` of a new stream.
+    fn exposure_name(&self) -> String {
+        format!("{}/{}", self.own.namespace, self.own.workload_name)
+    }
+
+    fn read_vips(&self, texts: &[String]) -> Result<Vec<IpAddr>, String> {
+        let read = |text: &String| match text.parse() {
+            Ok(address) if is_virtual(&self.plan, address) => Ok(address),
+            Ok(_) => Err(format!(
+                "has the address {text}, which is not one that this mesh gives to services"
+            )),
+            Err(_) => Err(format!("has the address {text:?}, which is none")),
+        };
+        texts.iter().map(read).collect()
+    }
+
+    /// Resource name to version held, for `initial_resource_versions` of a new stream. Empty for an unknown type.
     pub fn held(&self, type_url: &str) -> HashMap<String, String> {
-        todo!("held")
+        let mut held = HashMap::new();
+        self.each_held(type_url, &mut |name, version, _| {
+            _ = held.insert(name.to_owned(), version.to_owned())
+        });
+        held
     }
 
-    /// Counts changes; two clones with the same version are the same.
+    /// Calls `each` with name, version and payload of every resource of a type.
+    pub(crate) fn each_held(&self, type_url: &str, each: &mut dyn FnMut(&str, &str, &[u8])) {
+        match type_url {
+            type_url::ADDRESS => {
+                self.registry
+                    .services
+                    .iter()
+                    .for_each(|(key, h)| each(&key.to_string(), &h.version, &h.raw));
+                self.registry
+                    .workloads
+                    .iter()
+                    .for_each(|(uid, h)| each(uid, &h.version, &h.raw));
+            }
+            type_url::AUTHORIZATION => {
+                self.policies
+                    .held()
+                    .iter()
+                    .for_each(|(key, h)| each(&key.to_string(), &h.version, &h.raw));
+            }
+            type_url::REVOCATIONS => self
+                .revocations
+                .iter()
+                .for_each(|(name, h)| each(name, &h.version, &h.raw)),
+            type_url::TRUST_BUNDLE => self
+                .bundles
+                .iter()
+                .for_each(|(td, h)| each(td.as_str(), &h.version, &h.raw)),
+            type_url::SERVICE_VIP => {
+                self.registry
+                    .overrides
+                    .iter()
+                    .for_each(|(key, h)| each(&key.to_string(), &h.version, &h.raw));
+            }
+            type_url::EXPOSURE => {
+                self.exposure
+                    .iter()
+                    .for_each(|h| each(&self.exposure_name(), &h.version, &h.raw));
+            }
+            _ => {}
+        }
+    }
+
+    /// Counts applied responses. Within one process two clones with the same version are the same.
     pub fn version(&self) -> u64 {
-        todo!("version")
+        self.version
     }
 
     /// Who this agent is.
@@ -114,117 +273,190 @@ impl Snapshot {
 
     /// What ranks of endpoints are measured from: the own record's place if it is known, else the registration's.
     pub fn source(&self) -> Source {
-        todo!("source")
+        let record = self.own_workload();
+        Source {
+            network: self.own.network.clone(),
+            namespace: self.own.namespace.clone(),
+            cluster_id: self.own.cluster_id.clone(),
+            node: record.map_or_else(|| "".into(), |workload| workload.node.clone()),
+            locality: record.map_or_else(Locality::default, |workload| workload.locality.clone()),
+        }
     }
 
     /// The record with this agent's namespace, name and service account.
     pub fn own_workload(&self) -> Option<&Arc<Workload>> {
-        todo!("own_workload")
+        self.registry.own_workload()
     }
 
     /// What this agent may deliver, if discovery said so.
     pub fn exposure(&self) -> Option<&Exposure> {
-        todo!("exposure")
+        self.exposure.as_deref().map(|held| &*held.item)
     }
 
-    /// Policies that apply to a workload: global ones, those of its namespace, those that it names.
+    /// Policies that apply to a workload: those of its namespace, global ones, those that it names.
     pub fn policies_for(&self, workload: &Workload) -> Vec<&Arc<Policy>> {
-        todo!("policies_for")
+        self.policies.of(workload)
+    }
+
+    /// Policies that a workload names and that are not held: they are not evaluated.
+    pub fn missing_policies<'w>(&self, workload: &'w Workload) -> impl Iterator<Item = &'w NamespacedName> {
+        workload
+            .policies
+            .iter()
+            .filter(|key| !self.policies.held().contains_key(*key))
+    }
+
+    /// One policy.
+    pub fn policy(&self, key: &NamespacedName) -> Option<&Arc<Policy>> {
+        self.policies.held().get(key).map(|held| &held.item)
     }
 
     /// All policies, by key.
     pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
-        std::iter::empty()
+        self.policies.held().values().map(|held| &held.item)
     }
 
-    /// True once a whole set of policies was received, now or in the life of a snapshot read from disk.
+    /// True once a set of policies was received, now or in the life of a snapshot read from disk.
     pub fn policies_synced(&self) -> bool {
-        todo!("policies_synced")
+        self.policies_synced
     }
 
-    /// True once a whole set of workloads and services was received.
+    /// True once a set of workloads and services was received, now or in the life of a snapshot read from disk.
     pub fn addresses_synced(&self) -> bool {
-        todo!("addresses_synced")
+        self.addresses_synced
     }
 
     /// True if a device was revoked.
     pub fn is_revoked(&self, device: DeviceId) -> bool {
-        todo!("is_revoked")
+        self.revocations
+            .values()
+            .any(|held| held.item.binary_search(&device.0).is_ok())
     }
 
-    /// The service that a host name means for a client in a namespace: exact, then wildcards.
+    /// The service that a full host name means for a client in a namespace: itself, else the most specific wildcard.
     pub fn service_by_host(&self, host: &str, client_namespace: &str) -> Option<&Arc<Service>> {
-        todo!("service_by_host")
+        let host: Hostname = host.parse().ok()?;
+        let find = |host: &Hostname| {
+            self.registry
+                .by_host(host, client_namespace, &self.own.mesh_domain)
+        };
+        if let Some(placed) = find(&host) {
+            return Some(&placed.service);
+        }
+        let mut rest = host.as_str();
+        while let Some((_, parent)) = rest.split_once('.') {
+            if let Some(placed) = format!("*.{parent}")
+                .parse()
+                .ok()
+                .and_then(|wildcard| find(&wildcard))
+            {
+                return Some(&placed.service);
+            }
+            rest = parent;
+        }
+        None
     }
 
-    /// The virtual addresses of a service for this agent.
+    /// The virtual addresses of a service: those that its name is answered with, IPv4 first.
     pub fn vips(&self, key: &NamespacedName) -> Vec<IpAddr> {
-        todo!("vips")
+        self.registry
+            .placed(key)
+            .map_or_else(Vec::new, |placed| placed.vips.to_vec())
     }
 
     /// A workload by its uid.
     pub fn workload(&self, uid: &str) -> Option<&Arc<Workload>> {
-        todo!("workload")
+        self.registry.workloads.get(uid).map(|held| &held.item)
     }
 
     /// All services, by key.
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
-        std::iter::empty()
+        self.registry.services.values().map(|held| &held.item)
     }
 
     /// All workloads, in no order that means anything.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
-        std::iter::empty()
+        self.registry.workloads.values().map(|held| &held.item)
     }
 
     /// How many services.
     pub fn service_count(&self) -> usize {
-        todo!("service_count")
+        self.registry.services.len()
     }
 
     /// How many workloads.
     pub fn workload_count(&self) -> usize {
-        todo!("workload_count")
+        self.registry.workloads.len()
     }
 
     /// How many policies.
     pub fn policy_count(&self) -> usize {
-        todo!("policy_count")
+        self.policies.held().len()
     }
 
-    /// Trust domains and their roots (PEM).
+    /// Trust domains and their roots (PEM), by trust domain.
     pub fn trust_bundles(&self) -> impl Iterator<Item = (&TrustDomain, &str)> {
-        std::iter::empty()
+        self.bundles
+            .iter()
+            .map(|(trust_domain, held)| (trust_domain, held.item.as_str()))
     }
 }
 
-#[allow(unused_variables, reason = "skeleton")]
+fn read_exposure(message: &v1::Exposure) -> Result<Exposure, String> {
+    let port = |declared: &v1::DeclaredPort| match u16::try_from(declared.port) {
+        Ok(port) if port != 0 => Ok(ExposedPort {
+            port,
+            loopback: declared.loopback,
+        }),
+        Ok(_) | Err(_) => Err(format!("declares the port {}", declared.port)),
+    };
+    Ok(Exposure {
+        ports: message.ports.iter().map(port).collect::<Result<_, _>>()?,
+        all_ports: message.all_ports,
+    })
+}
+
 impl Index for Snapshot {
     fn service_by_address(&self, address: IpAddr) -> Option<&Arc<Service>> {
-        todo!("service_by_address")
+        self.registry.by_service_address(address)
     }
 
     fn service(&self, key: &NamespacedName) -> Option<&Arc<Service>> {
-        todo!("service")
+        self.registry.placed(key).map(|placed| &placed.service)
     }
 
     fn workload_by_address(&self, address: &NetworkAddress) -> Option<&Arc<Workload>> {
-        todo!("workload_by_address")
+        self.registry.by_address(address)
     }
 
     fn endpoints(&self, key: &NamespacedName, each: &mut dyn FnMut(&Arc<Workload>)) {
-        todo!("endpoints")
+        self.registry.endpoints(key).for_each(each);
     }
 }
 
-#[allow(unused_variables, reason = "skeleton")]
 impl Names for Snapshot {
     fn find(&self, host: &str, client_namespace: &str) -> Option<Addresses> {
-        todo!("find")
+        let host: Hostname = host.parse().ok()?;
+        let placed = self
+            .registry
+            .by_host(&host, client_namespace, &self.own.mesh_domain)?;
+        let mut found = Addresses {
+            headless: placed.headless,
+            ..Addresses::default()
+        };
+        for address in &*placed.vips {
+            match address {
+                IpAddr::V4(v4) => found.v4.push(*v4),
+                IpAddr::V6(v6) => found.v6.push(*v6),
+            }
+        }
+        Some(found)
     }
 
     fn is_mesh_name(&self, host: &str) -> bool {
-        todo!("is_mesh_name")
+        let domain = &*self.own.mesh_domain;
+        host.strip_suffix(domain)
+            .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
     }
 
     fn mesh_domain(&self) -> &str {
@@ -236,6 +468,13 @@ impl Names for Snapshot {
     }
 
     fn host_of(&self, address: IpAddr) -> Option<String> {
-        todo!("host_of")
+        let service = self
+            .registry
+            .by_service_address(address)
+            .filter(|_| self.plan.contains(address))?;
+        (!service.hostname.is_wildcard()).then(|| service.hostname.to_string())
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -16,14 +16,29 @@ fn destination(of: &[(u32, u32)]) -> Destination {
 }
 
 fn number(candidate: &Candidate) -> usize {
-    candidate.workload.uid.strip_prefix("uid-").unwrap().parse().unwrap()
+    candidate
+        .workload
+        .uid
+        .strip_prefix("uid-")
+        .unwrap()
+        .parse()
+        .unwrap()
 }
 
 /// Checks the order for (rank, weight, open connections, ejected), where the seed does not matter.
 fn check(of: &[(u32, u32, u32, bool)], expected: &[usize]) {
-    let destination = destination(&of.iter().map(|&(rank, weight, ..)| (rank, weight)).collect::<Vec<_>>());
+    let destination = destination(
+        &of.iter()
+            .map(|&(rank, weight, ..)| (rank, weight))
+            .collect::<Vec<_>>(),
+    );
     for seed in 0..20 {
-        let found = order(&destination, &|one| of[number(one)].2, &|one| of[number(one)].3, seed);
+        let found = order(
+            &destination,
+            &|one| of[number(one)].2,
+            &|one| of[number(one)].3,
+            seed,
+        );
         assert_eq!(found, expected, "{of:?} seed {seed}");
     }
 }
@@ -49,17 +64,27 @@ fn shares(weights: &[u32]) -> Vec<usize> {
     for seed in 0..ROUNDS {
         firsts[order(&destination, &|_| 0, &|_| false, seed as u64)[0]] += 1;
     }
-    firsts.iter().map(|count| (count * 100 + ROUNDS / 2) / ROUNDS).collect()
+    firsts
+        .iter()
+        .map(|count| (count * 100 + ROUNDS / 2) / ROUNDS)
+        .collect()
 }
 
 #[test]
 fn ties_are_drawn_by_weight() {
     // (weights, percent that each comes first; 20,000 draws are within 1.5 of it)
-    for (weights, expected) in
-        [(&[1, 1][..], &[50, 50][..]), (&[1, 1, 1, 1], &[25, 25, 25, 25]), (&[3, 1], &[75, 25]), (&[70, 20, 10], &[70, 20, 10])]
-    {
+    for (weights, expected) in [
+        (&[1, 1][..], &[50, 50][..]),
+        (&[1, 1, 1, 1], &[25, 25, 25, 25]),
+        (&[3, 1], &[75, 25]),
+        (&[70, 20, 10], &[70, 20, 10]),
+    ] {
         for (share, expected) in shares(weights).iter().zip(expected) {
-            assert!(share.abs_diff(*expected) <= 2, "{weights:?}: {:?}", shares(weights));
+            assert!(
+                share.abs_diff(*expected) <= 2,
+                "{weights:?}: {:?}",
+                shares(weights)
+            );
         }
     }
 }

@@ -17,9 +17,18 @@ impl Mesh {
         };
         let many: Vec<[u8; 4]> = (0..100).map(|n| [240, 240, 2, n]).collect();
         let names = BTreeMap::from([
-            ("catalog.shop.svc.mesh.internal", one(&[[240, 240, 0, 1]], &["2001:2::1"], false)),
-            ("teller.bank.svc.mesh.internal", one(&[[240, 240, 0, 2]], &[], false)),
-            ("db.shop.svc.mesh.internal", one(&[[240, 240, 0, 3], [240, 240, 0, 4]], &[], true)),
+            (
+                "catalog.shop.svc.mesh.internal",
+                one(&[[240, 240, 0, 1]], &["2001:2::1"], false),
+            ),
+            (
+                "teller.bank.svc.mesh.internal",
+                one(&[[240, 240, 0, 2]], &[], false),
+            ),
+            (
+                "db.shop.svc.mesh.internal",
+                one(&[[240, 240, 0, 3], [240, 240, 0, 4]], &[], true),
+            ),
             ("empty.shop.svc.mesh.internal", one(&[], &[], false)),
             ("many.shop.svc.mesh.internal", one(&many, &[], false)),
             ("deb.example.org", one(&[[240, 240, 0, 5]], &[], false)),
@@ -49,7 +58,10 @@ impl Names for Mesh {
             IpAddr::V4(v4) => found.v4.contains(&v4),
             IpAddr::V6(v6) => found.v6.contains(&v6),
         };
-        self.names.iter().find(|(_, found)| holds(found)).map(|(&name, _)| name.to_owned())
+        self.names
+            .iter()
+            .find(|(_, found)| holds(found))
+            .map(|(&name, _)| name.to_owned())
     }
 }
 
@@ -62,9 +74,15 @@ fn query(name: &str, kind: RecordType) -> Message {
 
 fn client(udp: bool) -> Client<'static> {
     // Never freed: tests only.
-    let search: &'static [String] =
-        Box::leak(Box::new(["shop.svc.mesh.internal".to_owned(), "corp.example".to_owned()]));
-    Client { namespace: "shop", search, udp }
+    let search: &'static [String] = Box::leak(Box::new([
+        "shop.svc.mesh.internal".to_owned(),
+        "corp.example".to_owned(),
+    ]));
+    Client {
+        namespace: "shop",
+        search,
+        udp,
+    }
 }
 
 /// Asks and gives the outcome as text: response code, `aa`, then answers and `soa`.
@@ -77,7 +95,10 @@ fn ask(message: &Message, udp: bool) -> String {
     let reply = Message::from_vec(&bytes).unwrap();
     assert_eq!(reply.metadata.id, message.metadata.id);
     assert_eq!(reply.metadata.message_type, MessageType::Response);
-    assert_eq!(reply.metadata.recursion_desired, message.metadata.recursion_desired);
+    assert_eq!(
+        reply.metadata.recursion_desired,
+        message.metadata.recursion_desired
+    );
     let mut text = format!("{:?}", reply.metadata.response_code);
     if reply.metadata.authoritative {
         text += " aa";
@@ -86,7 +107,13 @@ fn ask(message: &Message, udp: bool) -> String {
         text += " tc";
     }
     for record in &reply.answers {
-        text += &format!("; {} {} {} {}", record.name, record.ttl, record.record_type(), record.data);
+        text += &format!(
+            "; {} {} {} {}",
+            record.name,
+            record.ttl,
+            record.record_type(),
+            record.data
+        );
     }
     for record in &reply.authorities {
         text += &format!("; soa of {} {}", record.name, record.ttl);
@@ -104,10 +131,22 @@ fn names() {
     const NODATA: &str = "NoError aa; soa of mesh.internal. 5";
     const NXDOMAIN: &str = "NXDomain aa; soa of mesh.internal. 5";
     let full = "catalog.shop.svc.mesh.internal.";
-    check(full, A, "NoError aa; catalog.shop.svc.mesh.internal. 30 A 240.240.0.1");
-    check(full, AAAA, "NoError aa; catalog.shop.svc.mesh.internal. 30 AAAA 2001:2::1");
+    check(
+        full,
+        A,
+        "NoError aa; catalog.shop.svc.mesh.internal. 30 A 240.240.0.1",
+    );
+    check(
+        full,
+        AAAA,
+        "NoError aa; catalog.shop.svc.mesh.internal. 30 AAAA 2001:2::1",
+    );
     // The case that was asked comes back: resolvers check it against spoofing.
-    check("CATalog.shop.SVC.mesh.internal.", A, "NoError aa; CATalog.shop.SVC.mesh.internal. 30 A 240.240.0.1");
+    check(
+        "CATalog.shop.SVC.mesh.internal.",
+        A,
+        "NoError aa; CATalog.shop.SVC.mesh.internal. 30 A 240.240.0.1",
+    );
     for kind in [ANY, HTTPS, SVCB, MX, TXT, SRV, SOA] {
         check(full, kind, NODATA);
     }
@@ -125,20 +164,40 @@ fn names() {
     check("www.example.net.", A, "forward");
 
     // External names are ours for their addresses only.
-    check("deb.example.org.", A, "NoError aa; deb.example.org. 30 A 240.240.0.5");
+    check(
+        "deb.example.org.",
+        A,
+        "NoError aa; deb.example.org. 30 A 240.240.0.5",
+    );
     check("deb.example.org.", AAAA, "NoError aa; soa of deb.example.org. 5");
     check("deb.example.org.", HTTPS, "NoError aa; soa of deb.example.org. 5");
     check("deb.example.org.", MX, "forward");
-    check("a.wild.example.org.", A, "NoError aa; a.wild.example.org. 30 A 240.240.0.6");
-    check("a.b.wild.example.org.", A, "NoError aa; a.b.wild.example.org. 30 A 240.240.0.6");
-    check("a.deep.wild.example.org.", A, "NoError aa; a.deep.wild.example.org. 30 A 240.240.0.7");
+    check(
+        "a.wild.example.org.",
+        A,
+        "NoError aa; a.wild.example.org. 30 A 240.240.0.6",
+    );
+    check(
+        "a.b.wild.example.org.",
+        A,
+        "NoError aa; a.b.wild.example.org. 30 A 240.240.0.6",
+    );
+    check(
+        "a.deep.wild.example.org.",
+        A,
+        "NoError aa; a.deep.wild.example.org. 30 A 240.240.0.7",
+    );
     check("wild.example.org.", A, "forward");
 
     // Short names.
     check("catalog.", A, "NoError aa; catalog. 30 A 240.240.0.1");
     check("teller.", A, "forward");
     check("teller.bank.", A, "NoError aa; teller.bank. 30 A 240.240.0.2");
-    check("teller.bank.svc.", A, "NoError aa; teller.bank.svc. 30 A 240.240.0.2");
+    check(
+        "teller.bank.svc.",
+        A,
+        "NoError aa; teller.bank.svc. 30 A 240.240.0.2",
+    );
 
     // Names as a search list makes them.
     check(
@@ -154,13 +213,29 @@ fn names() {
          catalog.shop.svc.mesh.internal. 30 AAAA 2001:2::1",
     );
     check("nobody.shop.svc.mesh.internal.corp.example.", A, "forward");
-    check("a.wild.example.org.corp.example.", A, "NoError aa; a.wild.example.org.corp.example. 30 A 240.240.0.6");
+    check(
+        "a.wild.example.org.corp.example.",
+        A,
+        "NoError aa; a.wild.example.org.corp.example. 30 A 240.240.0.6",
+    );
 
     // Addresses back to names.
-    check("1.0.240.240.in-addr.arpa.", PTR, "NoError aa; 1.0.240.240.in-addr.arpa. 30 PTR catalog.shop.svc.mesh.internal.");
-    check("9.0.240.240.in-addr.arpa.", PTR, "NXDomain aa; soa of 0.240.240.in-addr.arpa. 5");
+    check(
+        "1.0.240.240.in-addr.arpa.",
+        PTR,
+        "NoError aa; 1.0.240.240.in-addr.arpa. 30 PTR catalog.shop.svc.mesh.internal.",
+    );
+    check(
+        "9.0.240.240.in-addr.arpa.",
+        PTR,
+        "NXDomain aa; soa of 0.240.240.in-addr.arpa. 5",
+    );
     let v6 = format!("1.{}2.0.0.0.1.0.0.2.ip6.arpa.", "0.".repeat(23));
-    check(&v6, PTR, &format!("NoError aa; {v6} 30 PTR catalog.shop.svc.mesh.internal."));
+    check(
+        &v6,
+        PTR,
+        &format!("NoError aa; {v6} 30 PTR catalog.shop.svc.mesh.internal."),
+    );
     check("1.0.0.10.in-addr.arpa.", PTR, "forward");
     check("0.240.240.in-addr.arpa.", PTR, "forward");
     check(full, PTR, NODATA);
@@ -170,21 +245,34 @@ fn names() {
 fn headless_addresses_are_short_lived_and_shuffled() {
     let message = query("db.shop.svc.mesh.internal.", RecordType::A);
     let texts: Vec<String> = (0..16)
-        .map(|seed| match answer(&message.to_vec().unwrap(), &Mesh::new(), &client(true), seed) {
-            Answer::Reply(bytes) => Message::from_vec(&bytes).unwrap().answers[0].to_string(),
-            other => panic!("{other:?}"),
-        })
+        .map(
+            |seed| match answer(&message.to_vec().unwrap(), &Mesh::new(), &client(true), seed) {
+                Answer::Reply(bytes) => Message::from_vec(&bytes).unwrap().answers[0].to_string(),
+                other => panic!("{other:?}"),
+            },
+        )
         .collect();
     for first in ["5 IN A 240.240.0.3", "5 IN A 240.240.0.4"] {
-        assert!(texts.iter().any(|text| text.ends_with(first)), "{first}: {texts:?}");
+        assert!(
+            texts.iter().any(|text| text.ends_with(first)),
+            "{first}: {texts:?}"
+        );
     }
 }
 
 #[test]
 fn hidden_families_are_empty_answers() {
-    let message = query("catalog.shop.svc.mesh.internal.", RecordType::AAAA).to_vec().unwrap();
-    let only_v4 = OnlyFamilies { names: Mesh::new(), v4: true, v6: false };
-    let Answer::Reply(bytes) = answer(&message, &only_v4, &client(true), 0) else { panic!() };
+    let message = query("catalog.shop.svc.mesh.internal.", RecordType::AAAA)
+        .to_vec()
+        .unwrap();
+    let only_v4 = OnlyFamilies {
+        names: Mesh::new(),
+        v4: true,
+        v6: false,
+    };
+    let Answer::Reply(bytes) = answer(&message, &only_v4, &client(true), 0) else {
+        panic!()
+    };
     let reply = Message::from_vec(&bytes).unwrap();
     assert!(reply.answers.is_empty() && reply.metadata.response_code == ResponseCode::NoError);
 }
@@ -212,12 +300,18 @@ fn sizes() {
         (None, false, 65_535, 100, false, None),
         (Some(512), false, 65_535, 100, false, Some(512)),
     ] {
-        let Answer::Reply(bytes) = ask_with(payload, udp) else { panic!("{payload:?}") };
+        let Answer::Reply(bytes) = ask_with(payload, udp) else {
+            panic!("{payload:?}")
+        };
         let reply = Message::from_vec(&bytes).unwrap();
         assert!(bytes.len() <= limit, "{payload:?}: {} bytes", bytes.len());
         assert_eq!(reply.answers.len(), addresses, "{payload:?} {udp}");
         assert_eq!(reply.metadata.truncation, truncated, "{payload:?} {udp}");
-        assert_eq!(reply.edns.as_ref().map(Edns::max_payload), echoed, "{payload:?} {udp}");
+        assert_eq!(
+            reply.edns.as_ref().map(Edns::max_payload),
+            echoed,
+            "{payload:?} {udp}"
+        );
     }
 }
 
@@ -228,13 +322,19 @@ fn what_is_no_plain_query() {
         change(&mut message);
         ask(&message, true)
     };
-    assert_eq!(of(&mut |m| m.metadata.message_type = MessageType::Response), "drop");
+    assert_eq!(
+        of(&mut |m| m.metadata.message_type = MessageType::Response),
+        "drop"
+    );
     for code in [OpCode::Status, OpCode::Notify, OpCode::Update, OpCode::Unknown(6)] {
         assert_eq!(of(&mut |m| m.metadata.op_code = code), "NotImp", "{code}");
     }
     assert_eq!(of(&mut |m| m.queries.clear()), "FormErr");
     assert_eq!(of(&mut |m| m.queries.push(m.queries[0].clone())), "FormErr");
-    assert_eq!(of(&mut |m| _ = m.queries[0].set_query_class(DNSClass::CH)), "Refused");
+    assert_eq!(
+        of(&mut |m| _ = m.queries[0].set_query_class(DNSClass::CH)),
+        "Refused"
+    );
     let newer = |m: &mut Message| {
         let mut edns = Edns::new();
         edns.set_version(1);
@@ -249,7 +349,9 @@ fn what_is_no_plain_query() {
 
 #[test]
 fn damaged_queries() {
-    let bytes = query("catalog.shop.svc.mesh.internal.", RecordType::A).to_vec().unwrap();
+    let bytes = query("catalog.shop.svc.mesh.internal.", RecordType::A)
+        .to_vec()
+        .unwrap();
     let code = |bytes: &[u8]| match answer(bytes, &Mesh::new(), &client(true), 0) {
         Answer::Reply(reply) => format!("{:?}", Message::from_vec(&reply).unwrap().metadata.response_code),
         other => format!("{other:?}"),
@@ -288,7 +390,9 @@ fn servfail_repeats_the_question() {
 /// A reply to anything: shorter than the limit, readable, with the id and question that were asked.
 fn replies_are_sound(bytes: &[u8], udp: bool, seed: u64) {
     let _ = servfail(bytes);
-    let Answer::Reply(reply) = answer(bytes, &Mesh::new(), &client(udp), seed) else { return };
+    let Answer::Reply(reply) = answer(bytes, &Mesh::new(), &client(udp), seed) else {
+        return;
+    };
     let reply_message = Message::from_vec(&reply).expect("our replies can be read");
     assert!(!udp || reply.len() <= usize::from(UDP_BYTES_MAX));
     assert_eq!(reply_message.metadata.message_type, MessageType::Response);
@@ -297,7 +401,10 @@ fn replies_are_sound(bytes: &[u8], udp: bool, seed: u64) {
         let asked = Message::from_vec(bytes).expect("a question is repeated only if it could be read");
         assert!(question.name().eq_case(asked.queries[0].name()));
     }
-    assert_eq!(answer(bytes, &Mesh::new(), &client(udp), seed), Answer::Reply(reply));
+    assert_eq!(
+        answer(bytes, &Mesh::new(), &client(udp), seed),
+        Answer::Reply(reply)
+    );
 }
 
 #[test]
