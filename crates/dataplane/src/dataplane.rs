@@ -1,13 +1,44 @@
-use crate::Settings;
-use std::{net::SocketAddr, sync::Arc, time::Duration};
-use tombolo_capture::Capture;
-use tombolo_destination::{Candidate, Destination};
-use tombolo_identity::LiveIdentity;
+use crate::{
+    Settings,
+    context::Context,
+    endpoints::Endpoints,
+    flows::Flows,
+    inbound::Inbound,
+    names::{Names, NotOurs},
+    outbound,
+};
+use futures_util::future::join_all;
+use socket2::{Domain, Protocol, Socket, Type};
+use std::{
+    io, mem,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+use tokio::{
+    net::TcpListener,
+    sync::mpsc,
+    time::{Instant, interval, sleep},
+};
+use tombolo_capture::{Capture, CaptureStats, Captured, Refusal};
+use tombolo_destination::{Candidate, Destination, Index as _, resolve};
+use tombolo_identity::{LiveIdentity, Peer};
 use tombolo_runtime::{Reader, TaskGroup};
 use tombolo_snapshot::{Own, Snapshot};
-use tombolo_telemetry::{AccessLog, Direction, Metrics};
-use tombolo_tunnel::OpenError;
+use tombolo_telemetry::{AccessLog, Direction, HandshakeLabels, Metrics, SideLabels};
+use tombolo_tunnel::{Observe, OpenError, Pool, Server, Service as _, Side, serve};
 use tombolo_types::{AddressPlan, SpiffeId};
+
+/// Connections that wait in the kernel until they are accepted.
+const BACKLOG: i32 = 4096;
+/// How often a change of certificates is looked for.
+const IDENTITY_LOOK: Duration = Duration::from_millis(250);
+/// How often the bytes of open connections are added to the metrics.
+const BYTES_EVERY: Duration = Duration::from_secs(5);
+/// Longest time that a trial connection waits for one endpoint.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longest time that cut connections take to be gone.
+const CUT_GRACE: Duration = Duration::from_millis(500);
 
 /// What the data path works with.
 #[derive(Debug)]
@@ -41,7 +72,7 @@ pub enum StartError {
         address: SocketAddr,
         /// Why not.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 
@@ -52,7 +83,7 @@ pub struct ConnectionInfo {
     pub direction: Direction,
     /// The caller's address: the application's, or the peer host's.
     pub source: SocketAddr,
-    /// What was dialled: the virtual address, or the own address and port.
+    /// What was dialled: the virtual address, or the own address and the application's port.
     pub destination: SocketAddr,
     /// Host name of the service; empty if none.
     pub service: Arc<str>,
@@ -73,38 +104,283 @@ pub struct ProbeResult {
     pub candidate: Candidate,
     /// How far it came.
     pub outcome: Result<(), OpenError>,
-    /// Who answered, if TLS was made.
+    /// Who answered, if the connection was accepted.
     pub peer: Option<SpiffeId>,
 }
 
-/// The running data path.
-#[derive(Debug)]
-pub struct Dataplane {}
+/// The running data path. Dropping it changes nothing: it runs until its tasks are stopped.
+pub struct Dataplane {
+    context: Arc<Context>,
+    servers: Vec<Server>,
+    capture: Option<Capture>,
+    draining: TaskGroup,
+}
+
+impl std::fmt::Debug for Dataplane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Dataplane")
+            .field("connections", &self.context.flows.len())
+            .field("listening", &self.listening())
+            .finish_non_exhaustive()
+    }
+}
 
 impl Dataplane {
     /// Opens the listeners and starts.
     ///
     /// # Errors
     /// When a listener cannot be opened.
+    #[allow(clippy::unused_async, reason = "listeners are tokio's: it must be called inside a runtime")]
     pub async fn start(inputs: Inputs, tasks: &TaskGroup) -> Result<Self, StartError> {
-        let _ = (inputs, tasks);
-        todo!()
+        let Inputs { world, identity, own, plan, mut capture, metrics, access_log, settings } = inputs;
+        // The receiver alone is for the loop; the rest answers for its counters.
+        let events = mem::replace(&mut capture.events, mpsc::channel(1).1);
+        let parts = Parts { world, identity, own, plan, metrics, access_log, settings };
+        let mut dataplane = Self::assemble(parts, tasks)?;
+        dataplane.capture = Some(capture);
+        dataplane.take(events, tasks);
+        Ok(dataplane)
+    }
+
+    /// Without capture.
+    fn assemble(parts: Parts, tasks: &TaskGroup) -> Result<Self, StartError> {
+        let Parts { world, identity, own, plan, metrics, access_log, settings } = parts;
+        let observer: Arc<dyn Observe> = Arc::new(Observer(Arc::clone(&metrics)));
+        let admits = world.clone();
+        let admit = move |peer: &Peer| peer.device.is_none_or(|device| !admits.peek().is_revoked(device));
+        let pool = Pool::new(
+            Arc::clone(&identity),
+            settings.pool,
+            Arc::new(admit),
+            Arc::clone(&observer),
+            tasks,
+        );
+        let listen = settings.hbone_listen.clone();
+        let limits = settings.server;
+        let context = Arc::new(Context {
+            world,
+            own,
+            plan,
+            metrics,
+            access: access_log,
+            settings,
+            flows: Flows::default(),
+            endpoints: Endpoints::default(),
+            pool,
+        });
+        let inbound = Arc::new(Inbound { context: Arc::clone(&context) });
+        let mut servers = Vec::new();
+        for address in listen {
+            let server = bind(address).and_then(|listener| {
+                serve(listener, &identity, Arc::clone(&inbound), limits, Arc::clone(&observer), tasks)
+            });
+            match server {
+                Ok(server) => servers.push(server),
+                // A host without IPv6 has nobody who could reach it there.
+                Err(error) if address.is_ipv6() && error.raw_os_error() == Some(AFNOSUPPORT) => {
+                    tracing::info!(%address, "this host has no IPv6");
+                }
+                Err(source) => return Err(StartError::Listen { address, source }),
+            }
+        }
+        let watch = Watch { context: Arc::clone(&context), identity, servers: servers.clone(), inbound };
+        tasks.spawn_until_stopped("dataplane watch", watch.run());
+        Ok(Self { context, servers, capture: None, draining: tasks.child("dataplane drain") })
+    }
+
+    fn take(&self, mut events: mpsc::Receiver<Captured>, tasks: &TaskGroup) {
+        let context = Arc::clone(&self.context);
+        let names = Arc::new(Names::new(Arc::clone(&context)));
+        let (group, draining) = (tasks.clone(), self.draining.clone());
+        tasks.spawn_until_stopped("dataplane events", async move {
+            while let Some(event) = events.recv().await {
+                match event {
+                    // Nothing is sent: the next try of the application finds the next agent.
+                    Captured::Connect(held) if draining.is_stopping() => held.refuse(Refusal::Silent),
+                    Captured::Connect(held) => {
+                        group.spawn_until_stopped("outbound", outbound::serve(Arc::clone(&context), held));
+                    }
+                    Captured::Dns(query) => match names.answer(&query.bytes) {
+                        Ok(Some(reply)) => query.reply(&reply),
+                        Ok(None) => {}
+                        Err(NotOurs) => {
+                            let names = Arc::clone(&names);
+                            group.spawn_until_stopped("forward dns", async move {
+                                if let Some(reply) = names.forward(&query.bytes, true).await {
+                                    query.reply(&reply);
+                                }
+                            });
+                        }
+                    },
+                    Captured::DnsTcp(socket) => {
+                        let names = Arc::clone(&names);
+                        group.spawn_until_stopped("dns tcp", async move { names.serve_tcp(socket).await });
+                    }
+                    Captured::Ping(ping) => {
+                        if answers_ping(&context.world.load(), ping.destination()) {
+                            ping.reply();
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    /// Where HBONE is served.
+    pub fn listening(&self) -> Vec<SocketAddr> {
+        self.servers.iter().map(Server::local_addr).collect()
     }
 
     /// Open connections of both directions.
     pub fn connections(&self) -> Vec<ConnectionInfo> {
-        todo!()
+        self.context.flows.infos()
+    }
+
+    /// How many of them.
+    pub fn connection_count(&self) -> usize {
+        self.context.flows.len()
+    }
+
+    /// Counters of the capture.
+    pub fn capture_stats(&self) -> Option<CaptureStats> {
+        self.capture.as_ref().map(Capture::stats)
     }
 
     /// Takes nothing new, lets open connections end until the deadline of the settings, then cuts them.
     pub async fn drain(&self) {
-        todo!()
+        self.draining.stop();
+        self.servers.iter().for_each(Server::drain);
+        let flows = &self.context.flows;
+        let wait = async |deadline: Instant| {
+            while flows.len() > 0 && Instant::now() < deadline {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        wait(Instant::now() + self.context.settings.drain).await;
+        // Held connections were still being made with it.
+        self.context.pool.drain();
+        let left = flows.len();
+        if left > 0 {
+            tracing::info!(left, "connections are cut at the deadline of the drain");
+            flows.cut_all("drained");
+            wait(Instant::now() + CUT_GRACE).await;
+        }
+        self.servers.iter().for_each(Server::cut);
+        self.context.pool.cut();
     }
 
-    /// Tries TLS and CONNECT to each endpoint of a destination; the local application there is connected to and left
-    /// at once.
+    /// Tries TLS and CONNECT to each endpoint of a destination; the application there is connected to and left at
+    /// once.
     pub async fn probe(&self, destination: &Destination) -> Vec<ProbeResult> {
-        let _ = destination;
-        todo!()
+        let probes = destination.candidates.iter().map(async |candidate| {
+            let probed = outbound::probe(&self.context, destination, candidate, PROBE_TIMEOUT);
+            let (outcome, peer) = probed.await;
+            ProbeResult { candidate: candidate.clone(), outcome, peer: peer.map(|peer| peer.id.clone()) }
+        });
+        join_all(probes).await
+    }
+}
+
+/// `EAFNOSUPPORT`.
+const AFNOSUPPORT: i32 = nix::errno::Errno::EAFNOSUPPORT as i32;
+
+/// [`Inputs`] without capture.
+struct Parts {
+    world: Reader<Snapshot>,
+    identity: Arc<LiveIdentity>,
+    own: Own,
+    plan: AddressPlan,
+    metrics: Arc<Metrics>,
+    access_log: AccessLog,
+    settings: Settings,
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// True if some port of the service at a virtual address has a healthy endpoint.
+fn answers_ping(world: &Snapshot, address: IpAddr) -> bool {
+    let Some(service) = world.service_by_address(address) else { return false };
+    let source = world.source();
+    service.ports.iter().any(|map| resolve(world, &source, address, map.service_port).is_ok())
+}
+
+/// Wakes for changes of the world and of the own identity, and decides again about what is open.
+struct Watch {
+    context: Arc<Context>,
+    identity: Arc<LiveIdentity>,
+    servers: Vec<Server>,
+    inbound: Arc<Inbound>,
+}
+
+impl Watch {
+    async fn run(self) {
+        let mut world = self.context.world.clone();
+        let mut look = interval(IDENTITY_LOOK);
+        let mut bytes = interval(BYTES_EVERY);
+        let mut generations = self.generations();
+        let mut policies = Vec::new();
+        loop {
+            tokio::select! {
+                changed = world.changed() => {
+                    let Some(world) = changed else { return };
+                    self.decide_again(&world, &mut policies);
+                }
+                _ = look.tick() => {
+                    let now = self.generations();
+                    if now != generations {
+                        generations = now;
+                        self.recheck();
+                    }
+                }
+                _ = bytes.tick() => self.context.flows.flush(),
+            }
+        }
+    }
+
+    fn generations(&self) -> (u64, u64) {
+        let current = self.identity.current();
+        (current.certificate_generation, current.bundle_generation)
+    }
+
+    fn decide_again(&self, world: &Snapshot, before: &mut Vec<Arc<tombolo_authz::Policy>>) {
+        let flows = &self.context.flows;
+        flows.cut_revoked(|device| world.is_revoked(device), &self.context.metrics);
+        self.recheck();
+        let Some(own) = world.own_workload() else { return };
+        let policies = world.policies_for(own);
+        let same = policies.len() == before.len() && policies.iter().zip(&*before).all(|(a, b)| Arc::ptr_eq(a, b));
+        if !same {
+            flows.decide_again(&policies, &self.context.metrics);
+            *before = policies.into_iter().cloned().collect();
+        }
+    }
+
+    fn recheck(&self) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        self.context.pool.recheck(now);
+        self.servers.iter().for_each(|server| server.recheck(now, |peer| self.inbound.admit(peer)));
+    }
+}
+
+/// Counts what the tunnel does.
+struct Observer(Arc<Metrics>);
+
+impl Observe for Observer {
+    fn handshake(&self, side: Side, result: &'static str) {
+        self.0.handshakes.get_or_create(&HandshakeLabels { side: side.as_str(), result }).inc();
+    }
+
+    fn connections(&self, side: Side, change: i64) {
+        self.0.tunnel_connections.get_or_create(&SideLabels { side: side.as_str() }).inc_by(change);
     }
 }

@@ -9,8 +9,17 @@
 //! that are registered: no change of policy falls between.
 //! **Invariant:** without a first set of policies nothing is admitted.
 
+mod context;
 mod dataplane;
+mod endpoints;
+mod flows;
+mod inbound;
+mod names;
+mod outbound;
+mod refusal;
+mod report;
 mod settings;
+mod upstreams;
 
 pub use dataplane::{ConnectionInfo, Dataplane, Inputs, ProbeResult, StartError};
 pub use settings::Settings;

@@ -56,6 +56,21 @@ impl Monitor {
         self.waker.wake();
     }
 
+    /// Counts bytes that another than [`bidirectional`] has copied.
+    pub fn add(&self, to_stream: u64, from_stream: u64) {
+        self.to_stream.fetch_add(to_stream, Ordering::Relaxed);
+        self.from_stream.fetch_add(from_stream, Ordering::Relaxed);
+    }
+
+    /// Waits until it is cut; for one task. Cancel-safe.
+    pub async fn cut_wanted(&self) {
+        std::future::poll_fn(|cx| {
+            self.waker.register(cx.waker());
+            if self.is_cut() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
     /// True once it was cut.
     pub fn is_cut(&self) -> bool {
         self.cut.load(Ordering::Acquire)

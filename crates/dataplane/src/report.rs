@@ -1,0 +1,170 @@
+//! What is said of a connection: labels and the access log line.
+
+use crate::flows::{CutReason, Flow};
+use std::{net::SocketAddr, sync::Arc};
+use tombolo_destination::{Index as _, Service, Workload};
+use tombolo_identity::Peer;
+use tombolo_snapshot::{Own, Snapshot};
+use tombolo_telemetry::{
+    AccessEntry, AccessLog, Direction, Metrics, Party, RefusalLabels, TcpLabels,
+};
+use tombolo_types::{NamespacedName, NetworkAddress, Reject};
+
+/// The labels of a workload on one side.
+struct Side {
+    workload: Arc<str>,
+    namespace: Arc<str>,
+    principal: Arc<str>,
+    canonical_service: Arc<str>,
+    canonical_revision: Arc<str>,
+    cluster: Arc<str>,
+}
+
+impl Side {
+    /// From the record; the identity is what TLS has proven, else what is expected.
+    fn new(record: Option<&Workload>, peer: Option<&Peer>) -> Self {
+        let principal = match (peer, record) {
+            (Some(peer), _) => peer.id.to_string(),
+            (None, Some(record)) => record.identity().map(|id| id.to_string()).unwrap_or_default(),
+            (None, None) => String::new(),
+        };
+        let none = || Arc::from("");
+        match record {
+            Some(record) => Self {
+                workload: Arc::clone(&record.workload_name),
+                namespace: Arc::clone(&record.namespace),
+                principal: principal.into(),
+                canonical_service: Arc::clone(&record.canonical_name),
+                canonical_revision: Arc::clone(&record.canonical_revision),
+                cluster: Arc::clone(&record.cluster_id),
+            },
+            None => Self {
+                workload: none(),
+                namespace: peer.map_or_else(none, |peer| Arc::clone(&peer.id.namespace)),
+                principal: principal.into(),
+                canonical_service: none(),
+                canonical_revision: none(),
+                cluster: none(),
+            },
+        }
+    }
+}
+
+/// The record of whoever calls from an address, if it fits what TLS has proven: two workloads may share an address, and
+/// a caller's own words are not believed.
+pub(crate) fn caller_record<'s>(world: &'s Snapshot, own: &Own, peer: &Peer, remote: SocketAddr) -> Option<&'s Arc<Workload>> {
+    let address = NetworkAddress { network: Arc::clone(&own.network), address: remote.ip().to_canonical() };
+    let record = world.workload_by_address(&address)?;
+    record.identity().is_ok_and(|id| id == peer.id).then_some(record)
+}
+
+/// Labels of a connection.
+pub(crate) fn labels(
+    direction: Direction,
+    source: (Option<&Workload>, Option<&Peer>),
+    destination: (Option<&Workload>, Option<&Peer>),
+    service: Option<&Service>,
+    mutual_tls: bool,
+    response_flags: &'static str,
+) -> TcpLabels {
+    let (source, destination) = (Side::new(source.0, source.1), Side::new(destination.0, destination.1));
+    let none = || Arc::from("");
+    TcpLabels {
+        direction,
+        source_workload: source.workload,
+        source_workload_namespace: source.namespace,
+        source_principal: source.principal,
+        source_canonical_service: source.canonical_service,
+        source_canonical_revision: source.canonical_revision,
+        source_cluster: source.cluster,
+        destination_service: service.map_or_else(none, |service| Arc::clone(&service.key.name)),
+        destination_service_name: service.map_or_else(none, |service| Arc::clone(&service.name)),
+        destination_service_namespace: service.map_or_else(none, |service| Arc::clone(&service.key.namespace)),
+        destination_workload: destination.workload,
+        destination_workload_namespace: destination.namespace,
+        destination_principal: destination.principal,
+        destination_canonical_service: destination.canonical_service,
+        destination_canonical_revision: destination.canonical_revision,
+        destination_cluster: destination.cluster,
+        mutual_tls,
+        response_flags,
+    }
+}
+
+/// How a connection came out.
+pub(crate) struct Outcome<'a> {
+    pub(crate) flags: &'static str,
+    pub(crate) reason: &'static str,
+    pub(crate) detail: &'a str,
+    pub(crate) policy: Option<&'a NamespacedName>,
+}
+
+impl<'a> Outcome<'a> {
+    pub(crate) fn cut(cut: &'a CutReason) -> Self {
+        Self { flags: cut.flag, reason: cut.reason, detail: "", policy: cut.policy.as_ref() }
+    }
+
+    pub(crate) fn refused(reject: &'a Reject, policy: Option<&'a NamespacedName>) -> Self {
+        let flags = crate::refusal::shown(reject).flag;
+        Self { flags, reason: reject.reason, detail: &reject.detail, policy }
+    }
+}
+
+/// Who is at both ends, for the log.
+pub(crate) struct Ends<'a> {
+    pub(crate) source: Option<&'a Workload>,
+    pub(crate) destination: Option<&'a Workload>,
+    /// Address of the endpoint or of the application, if one was chosen.
+    pub(crate) upstream: Option<SocketAddr>,
+}
+
+/// Writes the line, if it is wanted.
+pub(crate) fn log(access: AccessLog, flow: &Flow, ends: &Ends<'_>, outcome: &Outcome<'_>) {
+    if !access.wants(outcome.flags != "-") {
+        return;
+    }
+    let proven = flow.peer.as_ref().map(|peer| peer.id.to_string());
+    let expected = |record: Option<&Workload>| record.and_then(|w| w.identity().ok()).map(|id| id.to_string());
+    let (source_id, destination_id) = match flow.direction {
+        Direction::Inbound => (proven, expected(ends.destination)),
+        Direction::Outbound => (expected(ends.source), proven.or_else(|| expected(ends.destination))),
+    };
+    let party = |record: Option<&Workload>| -> (Arc<str>, Arc<str>) {
+        record.map_or_else(|| ("".into(), "".into()), |w| (Arc::clone(&w.name), Arc::clone(&w.namespace)))
+    };
+    let (source, destination) = (party(ends.source), party(ends.destination));
+    let policy = outcome.policy.map(ToString::to_string);
+    let (to, from) = (flow.monitor.to_stream(), flow.monitor.from_stream());
+    let (bytes_sent, bytes_received) = match flow.direction {
+        Direction::Outbound => (to, from),
+        Direction::Inbound => (from, to),
+    };
+    access.write(&AccessEntry {
+        direction: flow.direction,
+        source: Party {
+            address: Some(flow.source),
+            identity: source_id.as_deref().unwrap_or_default(),
+            workload: &source.0,
+            namespace: &source.1,
+        },
+        destination: Party {
+            address: Some(ends.upstream.unwrap_or(flow.destination)),
+            identity: destination_id.as_deref().unwrap_or_default(),
+            workload: &destination.0,
+            namespace: &destination.1,
+        },
+        service: &flow.service,
+        bytes_sent,
+        bytes_received,
+        duration: flow.started.elapsed(),
+        flags: outcome.flags,
+        reason: outcome.reason,
+        detail: outcome.detail,
+        policy: policy.as_deref().unwrap_or_default(),
+    });
+}
+
+/// Counts a refusal.
+pub(crate) fn count_refusal(metrics: &Metrics, direction: Direction, reason: &'static str) {
+    metrics.refused.get_or_create(&RefusalLabels { direction: direction.as_str(), reason }).inc();
+}

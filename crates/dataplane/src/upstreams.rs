@@ -1,0 +1,111 @@
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// Most name servers taken from a file. Source: the C library takes three.
+const SERVERS_MAX: usize = 8;
+/// How often the file is looked at, at most.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The host's own name servers, followed when their file changes.
+#[derive(Debug)]
+pub(crate) struct Upstreams {
+    path: PathBuf,
+    own: Vec<IpAddr>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    looked: Option<Instant>,
+    /// Inode, modification time and length of what was read.
+    version: Option<(u64, i64, i64, u64)>,
+    servers: Arc<[SocketAddr]>,
+}
+
+impl Upstreams {
+    /// `own`: our own addresses, which are never asked.
+    pub(crate) fn new(path: PathBuf, own: Vec<IpAddr>) -> Self {
+        Self { path, own, state: Mutex::default() }
+    }
+
+    /// The servers in order of preference. Looks at the file at most once a second: a small file that is in memory.
+    pub(crate) fn servers(&self, now: Instant) -> Arc<[SocketAddr]> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.looked.is_none_or(|looked| now.duration_since(looked) >= LOOK) {
+            state.looked = Some(now);
+            let version = version(&self.path);
+            if version.is_some() && version != state.version {
+                // A file that is being written anew is read again at the next look.
+                if let Ok(text) = fs::read_to_string(&self.path) {
+                    state.version = version;
+                    state.servers = parse(&text, &self.own).into();
+                    tracing::info!(servers = ?state.servers, "the host's name servers");
+                }
+            }
+        }
+        Arc::clone(&state.servers)
+    }
+}
+
+fn version(path: &Path) -> Option<(u64, i64, i64, u64)> {
+    let metadata = fs::metadata(path).ok()?;
+    Some((metadata.ino(), metadata.mtime(), metadata.mtime_nsec(), metadata.len()))
+}
+
+/// The `nameserver` lines of a resolver configuration.
+///
+/// Source: resolv.conf(5).
+fn parse(text: &str, own: &[IpAddr]) -> Vec<SocketAddr> {
+    text.lines()
+        .filter_map(|line| {
+            let mut words = line.split_whitespace();
+            (words.next() == Some("nameserver")).then(|| words.next()).flatten()
+        })
+        // Addresses with a zone need an interface that may change: passed over.
+        .filter_map(|word| word.parse::<IpAddr>().ok())
+        .filter(|address| !own.contains(address))
+        .map(|address| SocketAddr::new(address, 53))
+        .take(SERVERS_MAX)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_servers_are_read() {
+        let own = ["240.240.255.254".parse().unwrap()];
+        let text = "# nameserver 9.9.9.9\nsearch x\nnameserver 10.0.0.1 # first\n nameserver\t2001:db8::1\n\
+                    nameserver 240.240.255.254\nnameserver fe80::1%eth0\nnameserver\nnameserver x\n";
+        assert_eq!(parse(text, &own), ["10.0.0.1:53".parse().unwrap(), "[2001:db8::1]:53".parse().unwrap()]);
+        assert_eq!(parse(&"nameserver 10.0.0.1\n".repeat(100), &[]).len(), SERVERS_MAX);
+    }
+
+    #[test]
+    fn a_changed_file_is_followed_and_a_missing_one_keeps_the_last() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("resolv.conf");
+        fs::write(&path, "nameserver 10.0.0.1\n").unwrap();
+        let upstreams = Upstreams::new(path.clone(), Vec::new());
+        let start = Instant::now();
+        let first: SocketAddr = "10.0.0.1:53".parse().unwrap();
+        assert_eq!(*upstreams.servers(start), [first]);
+        // Replaced as most programs do it.
+        let new = folder.path().join("new");
+        fs::write(&new, "nameserver 10.0.0.22\n").unwrap();
+        fs::rename(&new, &path).unwrap();
+        assert_eq!(*upstreams.servers(start), [first], "not looked at again within the second");
+        let second: SocketAddr = "10.0.0.22:53".parse().unwrap();
+        assert_eq!(*upstreams.servers(start + LOOK), [second]);
+        fs::remove_file(&path).unwrap();
+        assert_eq!(*upstreams.servers(start + 2 * LOOK), [second]);
+    }
+}
