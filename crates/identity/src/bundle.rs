@@ -39,7 +39,7 @@ impl TrustBundle {
             roots: Vec::new(),
             anchors: Vec::new(),
         };
-        for root in pem::certificates(pem)? {
+        for root in pem::certificates_from_pem(pem)? {
             if bundle.roots.contains(&root) {
                 continue;
             }
@@ -61,7 +61,7 @@ impl TrustBundle {
 
     /// All roots, concatenated.
     pub fn to_pem(&self) -> String {
-        pem::encode_certificates(&self.roots)
+        pem::certificates_to_pem(&self.roots)
     }
 
     pub(crate) fn anchors(&self) -> &[TrustAnchor<'static>] {

@@ -42,6 +42,7 @@ pub use device::{DeviceKey, JoinKey, verify_device_signature, verify_join_signat
 pub use error::IdentityError;
 pub use live::{Current, LiveIdentity};
 pub use peer::{Peer, peer_of, still_trusted};
+pub use pem::{certificates_from_pem, certificates_to_pem};
 pub use pinned::PinnedRoots;
 pub use proof::{client_exporter, server_exporter};
 pub use refusal::{ConnectRefusal, PeerRefusal};

@@ -4,7 +4,10 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use zeroize::Zeroizing;
 
 /// Reads every certificate of a text; other blocks are passed over.
-pub(crate) fn certificates(text: &str) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+///
+/// # Errors
+/// When there is none, or one is damaged.
+pub fn certificates_from_pem(text: &str) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
     match found {
         Ok(list) if list.is_empty() => Err(IdentityError::Pem {
@@ -24,7 +27,8 @@ pub(crate) fn private_key(text: &str) -> Result<PrivateKeyDer<'static>, Identity
     PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|_| IdentityError::Key("not a PEM private key"))
 }
 
-pub(crate) fn encode_certificates<'a>(list: impl IntoIterator<Item = &'a CertificateDer<'a>>) -> String {
+/// Writes certificates as PEM, each with a trailing newline, concatenated.
+pub fn certificates_to_pem<'a>(list: impl IntoIterator<Item = &'a CertificateDer<'a>>) -> String {
     list.into_iter()
         .map(|certificate| encode("CERTIFICATE", certificate).as_str().to_owned())
         .collect()
@@ -59,14 +63,16 @@ mod tests {
             let der = vec![0x5a_u8; length];
             let text = encode("CERTIFICATE", &der);
             assert!(text.lines().all(|line| line.len() <= 64), "{}", *text);
-            assert_eq!(certificates(&text).unwrap()[0].as_ref(), der);
+            assert_eq!(certificates_from_pem(&text).unwrap()[0].as_ref(), der);
         }
     }
 
     #[test]
     fn refused() {
-        assert!(certificates("").is_err());
-        assert!(certificates("-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n").is_err());
+        assert!(certificates_from_pem("").is_err());
+        assert!(
+            certificates_from_pem("-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n").is_err()
+        );
         let error =
             private_key("-----BEGIN PRIVATE KEY-----\nc2VjcmV0!\n-----END PRIVATE KEY-----\n").unwrap_err();
         assert!(!error.to_string().contains("c2Vj"), "{error}");

@@ -82,7 +82,7 @@ impl PinnedServer {
         if ids.as_slice() != std::slice::from_ref(&self.discovery) {
             return Err(not_discovery());
         }
-        Ok(pem::encode_certificates([*root]))
+        Ok(pem::certificates_to_pem([*root]))
     }
 }
 

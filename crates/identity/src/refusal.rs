@@ -109,10 +109,9 @@ fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Optio
         }
         if let Some(Error::InvalidCertificate(CertificateError::Other(OtherError(inner)))) =
             error.downcast_ref()
+            && let Some(found) = inner.downcast_ref::<T>()
         {
-            if let Some(found) = inner.downcast_ref::<T>() {
-                return Some(found);
-            }
+            return Some(found);
         }
         // io::Error passes over what it wraps when it is asked for its source.
         next = match error.downcast_ref::<io::Error>() {

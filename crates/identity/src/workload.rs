@@ -38,7 +38,7 @@ impl WorkloadIdentity {
     /// # Errors
     /// When a text is damaged, the certificate carries no SPIFFE id, or the key belongs to another certificate.
     pub fn from_pem(chain: &str, key: &str) -> Result<Self, IdentityError> {
-        Self::from_der(pem::certificates(chain)?, key)
+        Self::from_der(pem::certificates_from_pem(chain)?, key)
     }
 
     /// Reads the answer of an Istio CA: certificate, intermediates, and all roots in the last element. Gives the
@@ -56,7 +56,7 @@ impl WorkloadIdentity {
         }
         let mut certificates = Vec::new();
         for element in chain {
-            certificates.extend(pem::certificates(element)?);
+            certificates.extend(pem::certificates_from_pem(element)?);
         }
         let identity = Self::from_der(certificates, key_pem)?;
         let bundle = TrustBundle::from_pem(identity.id.trust_domain.clone(), roots)?;
@@ -81,11 +81,13 @@ impl WorkloadIdentity {
             .filter(|(i, c)| *i == 0 || !is_self_issued(c))
             .map(|(_, c)| c.clone())
             .collect();
-        // Not wiped: the TLS library takes the key in its own box and frees it itself.
         let key_pem = pem::encode(label(&key), key.secret_der());
-        let certified = CertifiedKey::from_der(presented, key, &provider()).map_err(|error| match error {
-            rustls::Error::InconsistentKeys(_) => IdentityError::KeyMismatch,
-            _ => IdentityError::Key("not a key that TLS can sign with"),
+        let certified = CertifiedKey::from_der(presented, key, &provider()).map_err(|error| {
+            if matches!(error, rustls::Error::InconsistentKeys(_)) {
+                IdentityError::KeyMismatch
+            } else {
+                IdentityError::Key("not a key that TLS can sign with")
+            }
         })?;
         Ok(Self {
             id,
@@ -128,7 +130,7 @@ impl WorkloadIdentity {
 
     /// The chain as PEM.
     pub fn chain_pem(&self) -> String {
-        pem::encode_certificates(&self.chain)
+        pem::certificates_to_pem(&self.chain)
     }
 
     /// The private key as PEM, in the form it was given (PKCS#8 for keys made here). It is a secret.
@@ -178,7 +180,7 @@ fn label(key: &PrivateKeyDer<'_>) -> &'static str {
     match key {
         PrivateKeyDer::Pkcs1(_) => "RSA PRIVATE KEY",
         PrivateKeyDer::Sec1(_) => "EC PRIVATE KEY",
-        _ => "PRIVATE KEY",
+        PrivateKeyDer::Pkcs8(_) | _ => "PRIVATE KEY",
     }
 }
 

@@ -1,0 +1,9 @@
+//! Identities as peers meet them: real handshakes in memory between certificates made here.
+#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
+
+mod files;
+mod handshake;
+mod live;
+mod pair;
+mod pinned;
+mod pki;
