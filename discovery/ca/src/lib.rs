@@ -1,102 +1,41 @@
-//! The certificate authority (skeleton: bodies follow).
-#![allow(
-    clippy::todo,
-    unused_variables,
-    missing_docs,
-    clippy::missing_errors_doc,
-    reason = "skeleton"
-)]
-use std::{
-    net::IpAddr,
-    path::Path,
-    time::{Duration, SystemTime},
-};
-use tombolo_identity::{TrustBundle, WorkloadIdentity};
-use tombolo_types::{DeviceId, SpiffeId, TrustDomain};
+//! The certificate authority of a trust domain: a self-made root, or a plugged CA with Istio's file names.
+//!
+//! Position: layer 4, inside discovery. Enrolment and the CA service find out who asks; this crate signs.
+//!
+//! ```
+//! use std::time::{Duration, SystemTime};
+//! use tombolo_ca::Authority;
+//! use tombolo_identity::{WorkloadIdentity, generate_csr};
+//! let folder = tempfile::tempdir().unwrap();
+//! let td = "mesh.example".parse().unwrap();
+//! let now = SystemTime::now();
+//! let authority = Authority::create(&folder.path().join("ca"), &td, now).unwrap();
+//! let id = "spiffe://mesh.example/ns/shop/sa/catalog".parse().unwrap();
+//! let request = generate_csr(Some(&id)).unwrap();
+//! let issued = authority.issue(&request.csr_pem, &id, None, Duration::ZERO, now).unwrap();
+//! let (identity, _roots) = WorkloadIdentity::from_issued(&issued.cert_chain, &request.key_pem).unwrap();
+//! assert_eq!(identity.id(), &id);
+//! ```
+//!
+//! # Files
+//! | file | content |
+//! |---|---|
+//! | `ca-key.pem`, `ca-cert.pem` | signing key and its certificate |
+//! | `cert-chain.pem` | sent between a certificate and the roots: intermediates, or a new root cross-signed by the old one; optional for a self-made root |
+//! | `root-cert.pem` | the roots; the first is the one that join tokens pin |
+//! | `extra-roots.pem` | further roots to publish; optional |
+//! | `trust-domain` | whose authority it is |
+//!
+//! **Invariant:** a request gives its public key and nothing else; identity, names and life are the caller's.
+//! **Invariant:** size, signature, key strength, life and identity are checked before the private key is used.
+//! **Invariant:** an authority is never overwritten, and no error or `Debug` text holds key material.
+//! **Invariant:** no clock: `now` is an argument.
 
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum CaError {
-    #[error("the certificate request is refused: {0}")]
-    Csr(String),
-    #[error("ttl")]
-    Ttl { asked: Duration, max: Duration },
-    #[error("reserved {0}")]
-    Reserved(SpiffeId),
-    #[error("{0}")]
-    Other(String),
-}
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TtlLimits {
-    pub default: Duration,
-    pub max: Duration,
-}
-#[derive(Debug)]
-pub struct Authority(());
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Issued {
-    pub cert_chain: Vec<String>,
-    pub serial: Vec<u8>,
-    pub not_after: u64,
-}
-impl Authority {
-    pub fn create(dir: &Path, td: &TrustDomain, now: SystemTime) -> Result<Self, CaError> {
-        todo!()
-    }
-    pub fn open(dir: &Path, td: &TrustDomain) -> Result<Self, CaError> {
-        todo!()
-    }
-    pub fn import(dir: &Path, cacerts_dir: &Path, td: &TrustDomain) -> Result<Self, CaError> {
-        todo!()
-    }
-    pub fn trust_domain(&self) -> &TrustDomain {
-        todo!()
-    }
-    pub fn roots_pem(&self) -> &str {
-        todo!()
-    }
-    pub fn root_pin(&self) -> [u8; 32] {
-        todo!()
-    }
-    pub fn bundle(&self) -> TrustBundle {
-        todo!()
-    }
-    pub fn limits(&self) -> TtlLimits {
-        todo!()
-    }
-    pub fn set_limits(&mut self, limits: TtlLimits) -> Result<(), CaError> {
-        todo!()
-    }
-    /// `ttl` zero asks for the default; above the maximum is an error.
-    pub fn issue(
-        &self,
-        csr_pem: &str,
-        id: &SpiffeId,
-        device: Option<DeviceId>,
-        ttl: Duration,
-        now: SystemTime,
-    ) -> Result<Issued, CaError> {
-        todo!()
-    }
-    /// For `tombolo-system` identities (discovery, gateway) only.
-    pub fn issue_system(
-        &self,
-        csr_pem: &str,
-        id: &SpiffeId,
-        device: Option<DeviceId>,
-        ttl: Duration,
-        now: SystemTime,
-    ) -> Result<Issued, CaError> {
-        todo!()
-    }
-    pub fn issue_server(
-        &self,
-        id: &SpiffeId,
-        dns: &[String],
-        ips: &[IpAddr],
-        ttl: Duration,
-        now: SystemTime,
-    ) -> Result<WorkloadIdentity, CaError> {
-        todo!()
-    }
-}
+mod authority;
+mod csr;
+mod error;
+mod files;
+mod material;
+
+pub use authority::{Authority, Issued, TtlLimits};
+pub use error::CaError;

@@ -14,6 +14,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
 };
+use uuid::Uuid;
 
 /// Number of the schema that this version writes and the newest that it reads.
 pub(crate) const SCHEMA: u64 = 1;
@@ -115,11 +116,14 @@ fn create(path: &Path) -> Result<(), StoreError> {
         cause: error.to_string(),
     };
     let mut name = path.as_os_str().to_owned();
-    name.push(format!(".new-{}", std::process::id()));
+    name.push(format!(".new-{}", Uuid::new_v4().simple()));
     let fresh = PathBuf::from(name);
     let made = fill(&fresh).map_err(|failure| failure.at(path)).and_then(|()| {
-        // A link, not a rename: it fails if somebody else has made the store meanwhile.
-        fs::hard_link(&fresh, path).map_err(io_error)?;
+        // A link, not a rename: it never replaces a store that somebody else has made meanwhile.
+        match fs::hard_link(&fresh, path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(io_error(error)),
+            _ => {}
+        }
         let folder = path
             .parent()
             .filter(|folder| !folder.as_os_str().is_empty())

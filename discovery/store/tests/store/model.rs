@@ -124,10 +124,10 @@ impl Model {
                     },
                     Some(found),
                 ) => {
-                    if let Some(expected) = resource_version {
-                        if *expected != found.resource_version {
-                            return Err(conflict(key, *expected, found.resource_version));
-                        }
+                    if let Some(expected) = resource_version
+                        && *expected != found.resource_version
+                    {
+                        return Err(conflict(key, *expected, found.resource_version));
                     }
                     out.push((revision, found.generation));
                     next.remove(key);

@@ -444,3 +444,23 @@ async fn the_file_is_private_and_exclusive() {
     let missing = RedbStore::open(&folder.path().join("no/store"), StoreOptions::default()).unwrap_err();
     assert!(matches!(missing, StoreError::Io { .. }), "{missing}");
 }
+
+#[test]
+fn made_once_by_many_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s");
+    let results: Vec<_> = std::thread::scope(|scope| {
+        let open = || RedbStore::open(&path, StoreOptions::default());
+        let threads: Vec<_> = (0..4).map(|_| scope.spawn(open)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(results.iter().filter(|r| r.is_ok()).count(), 1, "{results:?}");
+    let in_use = StoreError::InUse(path);
+    assert!(
+        results
+            .iter()
+            .all(|r| r.as_ref().err().is_none_or(|error| *error == in_use)),
+        "{results:?}"
+    );
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
