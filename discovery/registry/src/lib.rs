@@ -8,14 +8,23 @@
 //! which they came; an incremental publish equals one from scratch.
 //! **Invariant:** a policy is never weaker than it was written, except where a warning says so.
 
+mod authorization;
+mod changes;
+mod content;
 mod mesh_check;
+mod peer_authentication;
+mod publish;
 mod registry;
+mod selectors;
+mod services;
 mod settings;
+mod state;
 mod vips;
+mod workloads;
 mod world;
 
 pub use mesh_check::{MeshCheck, validate_in_mesh};
 pub use registry::{Health, Registry};
 pub use settings::MeshSettings;
-pub use vips::Allocation;
+pub use vips::{Allocation, Watermark};
 pub use world::{Compiled, Resources, Subscriber, World};

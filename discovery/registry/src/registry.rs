@@ -1,6 +1,17 @@
-use crate::{Allocation, MeshSettings, World};
-use std::{collections::BTreeSet, sync::Arc};
-use tombolo_config::{Kind, Resource};
+use crate::{
+    Allocation, MeshSettings, Watermark, World,
+    content::ObjectKey,
+    selectors::{Labelled, Selectors},
+    state::{Claimant, EntryState, ServiceState},
+    vips::{Claim, Vips},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+use tombolo_config::{
+    AuthorizationPolicySpec, Kind, Object, PeerAuthenticationSpec, Resource, WorkloadGroupSpec,
+};
 use tombolo_types::{DeviceId, TrustDomain};
 
 /// Whether an endpoint is chosen.
@@ -15,16 +26,84 @@ pub enum Health {
     },
 }
 
+/// What makes resources: an object, or the settings.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Producer {
+    /// Resources that do not hang on one object.
+    Mesh,
+    /// Those of an object.
+    Object(ObjectKey),
+}
+
 /// The merged index: resources, health, revocations and roots go in; immutable worlds come out.
+///
+/// Each change marks what must be compiled again, found through indexes by label and name, so that [`Self::publish`]
+/// costs what changed and not what there is.
 #[derive(Debug)]
 pub struct Registry {
-    settings: MeshSettings,
+    pub(crate) settings: MeshSettings,
+    pub(crate) groups: BTreeMap<ObjectKey, Object<WorkloadGroupSpec>>,
+    pub(crate) entries: BTreeMap<ObjectKey, EntryState>,
+    pub(crate) services: BTreeMap<ObjectKey, ServiceState>,
+    pub(crate) policies: BTreeMap<ObjectKey, Object<AuthorizationPolicySpec>>,
+    pub(crate) peer_policies: BTreeMap<ObjectKey, Object<PeerAuthenticationSpec>>,
+    pub(crate) health: BTreeMap<ObjectKey, Health>,
+    pub(crate) revoked: BTreeSet<DeviceId>,
+    pub(crate) bundles: BTreeMap<TrustDomain, String>,
+
+    pub(crate) entry_labels: Labelled,
+    pub(crate) service_selectors: Selectors,
+    pub(crate) policy_selectors: Selectors,
+    pub(crate) peer_selectors: Selectors,
+    /// Entries by their group.
+    pub(crate) group_members: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
+    /// PeerAuthentications without a selector by namespace, oldest first.
+    pub(crate) wide_peer_policies: BTreeMap<Arc<str>, BTreeSet<(i64, Arc<str>)>>,
+    /// Services with endpoints of their own, which policies select, too.
+    pub(crate) services_with_endpoints: BTreeSet<ObjectKey>,
+    /// Who publishes a host name, best claim first.
+    pub(crate) hosts: BTreeMap<Arc<str>, BTreeSet<Claimant>>,
+
+    pub(crate) vips: Vips,
+    /// Objects whose addresses may be incomplete.
+    pub(crate) vip_dirty: BTreeSet<ObjectKey>,
+    /// Claims that lack an address, by object.
+    pub(crate) unaddressed: BTreeMap<ObjectKey, BTreeSet<Claim>>,
+
+    pub(crate) dirty: BTreeSet<Producer>,
+    /// Names of what each producer made last.
+    pub(crate) produced: BTreeMap<Producer, Vec<(&'static str, Arc<str>)>>,
+    pub(crate) world: Arc<World>,
 }
 
 impl Registry {
     /// Empty.
     pub fn new(settings: MeshSettings) -> Self {
-        Self { settings }
+        Self {
+            vips: Vips::new(settings.plan),
+            settings,
+            groups: BTreeMap::new(),
+            entries: BTreeMap::new(),
+            services: BTreeMap::new(),
+            policies: BTreeMap::new(),
+            peer_policies: BTreeMap::new(),
+            health: BTreeMap::new(),
+            revoked: BTreeSet::new(),
+            bundles: BTreeMap::new(),
+            entry_labels: Labelled::default(),
+            service_selectors: Selectors::default(),
+            policy_selectors: Selectors::default(),
+            peer_selectors: Selectors::default(),
+            group_members: BTreeMap::new(),
+            wide_peer_policies: BTreeMap::new(),
+            services_with_endpoints: BTreeSet::new(),
+            hosts: BTreeMap::new(),
+            vip_dirty: BTreeSet::new(),
+            unaddressed: BTreeMap::new(),
+            dirty: BTreeSet::from([Producer::Mesh]),
+            produced: BTreeMap::new(),
+            world: Arc::new(World::empty()),
+        }
     }
 
     /// What it was made with.
@@ -32,44 +111,148 @@ impl Registry {
         &self.settings
     }
 
-    /// Adds or replaces a resource.
+    /// Adds or replaces a resource. Kinds that are never sent (JoinToken, Device) are passed over.
     pub fn upsert(&mut self, resource: Resource) {
-        let _ = resource;
-        todo!()
+        match resource {
+            Resource::WorkloadGroup(object) => self.put_group(object),
+            Resource::WorkloadEntry(object) => self.put_entry(EntryState::new(object)),
+            Resource::ServiceEntry(object) => self.put_service(ServiceState::new(object)),
+            Resource::AuthorizationPolicy(object) => self.put_policy(object),
+            Resource::PeerAuthentication(object) => self.put_peer_policy(object),
+            Resource::JoinToken(_) | Resource::Device(_) => {}
+        }
     }
 
     /// Removes a resource; nothing if it is not there.
     pub fn remove(&mut self, kind: Kind, namespace: &str, name: &str) {
-        let _ = (kind, namespace, name);
-        todo!()
+        let key = ObjectKey {
+            kind,
+            namespace: namespace.into(),
+            name: name.into(),
+        };
+        match kind {
+            Kind::WorkloadGroup => self.drop_group(&key),
+            Kind::WorkloadEntry => self.drop_entry(&key),
+            Kind::ServiceEntry => self.drop_service(&key),
+            Kind::AuthorizationPolicy => self.drop_policy(&key),
+            Kind::PeerAuthentication => self.drop_peer_policy(&key),
+            Kind::JoinToken | Kind::Device => {}
+        }
     }
 
-    /// Says whether the endpoint of a WorkloadEntry is chosen. Kept until the entry is removed, also before it is added.
+    /// Says whether the endpoint of a WorkloadEntry is chosen. It overrides what the entry's status says, is kept until
+    /// the entry is removed, and may come before the entry.
     pub fn set_health(&mut self, namespace: &str, entry: &str, health: Health) {
-        let _ = (namespace, entry, health);
-        todo!()
+        let key = ObjectKey {
+            kind: Kind::WorkloadEntry,
+            namespace: namespace.into(),
+            name: entry.into(),
+        };
+        if self.health.get(&key) != Some(&health) {
+            self.health.insert(key.clone(), health);
+            self.touch_entry(&key);
+        }
+    }
+
+    /// What was said about an endpoint last.
+    pub fn health(&self, namespace: &str, entry: &str) -> Option<&Health> {
+        self.health.get(&ObjectKey {
+            kind: Kind::WorkloadEntry,
+            namespace: namespace.into(),
+            name: entry.into(),
+        })
     }
 
     /// Replaces the set of revoked devices.
     pub fn set_revoked(&mut self, devices: BTreeSet<DeviceId>) {
-        let _ = devices;
-        todo!()
+        if self.revoked != devices {
+            self.revoked = devices;
+            self.dirty.insert(Producer::Mesh);
+        }
     }
 
     /// Sets the roots of a trust domain; empty text removes them.
     pub fn set_bundle(&mut self, trust_domain: &TrustDomain, roots_pem: &str) {
-        let _ = (trust_domain, roots_pem);
-        todo!()
+        if roots_pem.is_empty() {
+            self.bundles.remove(trust_domain);
+        } else {
+            self.bundles.insert(trust_domain.clone(), roots_pem.to_owned());
+        }
+        self.dirty.insert(Producer::Mesh);
     }
 
-    /// VIPs that are still to be given. The caller persists them (see [`Allocation::persist`]) and upserts the object
-    /// again before it publishes; until then each call gives the same answer.
+    /// VIPs that are still to be given, oldest object first. The caller persists them (see [`Allocation::persist`]) and
+    /// upserts the object again before it publishes; until then each call gives the same answer.
     pub fn allocate(&mut self) -> Vec<Allocation> {
-        todo!()
+        for key in std::mem::take(&mut self.vip_dirty) {
+            let lacking: BTreeSet<Claim> = self.wanted_addresses(&key);
+            let before = self.unaddressed.remove(&key).unwrap_or_default();
+            before
+                .difference(&lacking)
+                .for_each(|claim| self.vips.settle(claim));
+            if !lacking.is_empty() {
+                self.unaddressed.insert(key, lacking);
+            }
+        }
+        let claims: BTreeSet<Claim> = self.unaddressed.values().flatten().cloned().collect();
+        let mut allocations = Vec::new();
+        for claim in claims {
+            let held = self.held(&claim);
+            let given = self.vips.give(&claim, held);
+            if given != held {
+                let [v4, v6] = given;
+                allocations.push(Allocation {
+                    kind: claim.object.kind,
+                    namespace: claim.object.namespace.to_string(),
+                    name: claim.object.name.to_string(),
+                    host: claim.host.to_string(),
+                    v4: v4.and_then(|ip| {
+                        if let std::net::IpAddr::V4(ip) = ip {
+                            Some(ip)
+                        } else {
+                            None
+                        }
+                    }),
+                    v6: v6.and_then(|ip| {
+                        if let std::net::IpAddr::V6(ip) = ip {
+                            Some(ip)
+                        } else {
+                            None
+                        }
+                    }),
+                });
+            }
+        }
+        allocations
     }
 
-    /// Compiles what has changed. The same `Arc` again if nothing has.
-    pub fn publish(&mut self) -> Arc<World> {
-        todo!()
+    /// The highest VIPs given or seen; to be persisted beside the objects.
+    pub fn vip_watermark(&self) -> Watermark {
+        self.vips.watermark()
+    }
+
+    /// Restores a watermark before the first allocation: addresses up to it are not given again before all others.
+    pub fn raise_vip_watermark(&mut self, watermark: Watermark) {
+        self.vips.raise(watermark);
+    }
+
+    /// Hosts of a ServiceEntry that an older one of its namespace publishes already, with the name of that one.
+    pub fn shadowed_hosts(&self, namespace: &str, name: &str) -> Vec<(String, String)> {
+        let key = ObjectKey {
+            kind: Kind::ServiceEntry,
+            namespace: namespace.into(),
+            name: name.into(),
+        };
+        let hosts = self
+            .services
+            .get(&key)
+            .map(|service| &service.hosts)
+            .into_iter()
+            .flatten();
+        let owned = hosts.filter_map(|host| Some((host, self.owner(namespace, host)?)));
+        let others = owned.filter(|(_, owner)| owner.object != key);
+        others
+            .map(|(host, owner)| (host.to_string(), owner.object.name.to_string()))
+            .collect()
     }
 }

@@ -42,7 +42,10 @@ impl World {
     pub fn empty() -> Self {
         Self {
             version: 0,
-            types: Self::TYPES.into_iter().map(|url| (url, Resources::new())).collect(),
+            types: Self::TYPES
+                .into_iter()
+                .map(|url| (url, Resources::new()))
+                .collect(),
             changed: BTreeMap::new(),
         }
     }

@@ -1,0 +1,147 @@
+use crate::{
+    Compiled, Registry, World, authorization,
+    content::{self, ObjectKey, Output, key},
+    peer_authentication,
+    registry::Producer,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+use tombolo_config::Kind;
+use tombolo_proto::{
+    tombolo::v1::{Revocations, TrustBundle},
+    type_url,
+};
+
+/// Name of the one REVOCATIONS resource.
+const REVOCATIONS_NAME: &str = "devices";
+
+impl Registry {
+    /// Compiles what has changed. The same `Arc` again if nothing has.
+    pub fn publish(&mut self) -> Arc<World> {
+        // Names move between producers (an older object takes a host over): all that goes is taken out before anything
+        // is put in.
+        let mut gone: BTreeSet<(&'static str, Arc<str>)> = BTreeSet::new();
+        let mut made: BTreeMap<(&'static str, Arc<str>), Compiled> = BTreeMap::new();
+        for producer in std::mem::take(&mut self.dirty) {
+            let outputs = self.outputs(&producer);
+            gone.extend(self.produced.remove(&producer).into_iter().flatten());
+            if outputs.is_empty() {
+                continue;
+            }
+            let names = outputs
+                .iter()
+                .map(|(type_url, compiled)| (*type_url, compiled.name.clone()))
+                .collect();
+            self.produced.insert(producer, names);
+            made.extend(
+                outputs
+                    .into_iter()
+                    .map(|(type_url, compiled)| ((type_url, compiled.name.clone()), compiled)),
+            );
+        }
+        let mut types = self.world.types.clone();
+        let mut changed: BTreeMap<&'static str, Vec<Arc<str>>> = BTreeMap::new();
+        for (type_url, name) in gone.into_iter().filter(|name| !made.contains_key(name)) {
+            if types
+                .get_mut(type_url)
+                .and_then(|resources| resources.remove(&name))
+                .is_some()
+            {
+                changed.entry(type_url).or_default().push(name);
+            }
+        }
+        for ((type_url, name), compiled) in made {
+            let resources = types.entry(type_url).or_default();
+            if resources.get(&name).is_none_or(|present| **present != compiled) {
+                resources.insert(name.clone(), Arc::new(compiled));
+                changed.entry(type_url).or_default().push(name);
+            }
+        }
+        if !changed.is_empty() {
+            self.world = Arc::new(World {
+                version: self.world.version + 1,
+                types,
+                changed,
+            });
+        }
+        self.world.clone()
+    }
+
+    fn outputs(&self, producer: &Producer) -> Vec<Output> {
+        let object = match producer {
+            Producer::Mesh => return self.mesh_outputs(),
+            Producer::Object(object) => object,
+        };
+        match object.kind {
+            Kind::WorkloadEntry => self.entry_outputs(object),
+            Kind::ServiceEntry => self.service_outputs(object),
+            Kind::AuthorizationPolicy => self.policy_outputs(object),
+            Kind::PeerAuthentication => self.peer_policy_outputs(object),
+            Kind::WorkloadGroup | Kind::JoinToken | Kind::Device => Vec::new(),
+        }
+    }
+
+    fn mesh_outputs(&self) -> Vec<Output> {
+        let root = self.settings.root_namespace.as_str();
+        let mut policies = vec![peer_authentication::static_strict(root)];
+        if self.settings.default_deny {
+            policies.push(peer_authentication::default_deny(root));
+        }
+        let policies = policies.iter().map(|policy| {
+            content::resource(
+                type_url::AUTHORIZATION,
+                key(&policy.namespace, &policy.name),
+                policy,
+            )
+        });
+        let revoked = Revocations {
+            device_ids: self.revoked.iter().map(|device| device.0).collect(),
+        };
+        let revoked = content::resource(type_url::REVOCATIONS, REVOCATIONS_NAME.to_owned(), &revoked);
+        let bundles = self.bundles.iter().map(|(trust_domain, roots_pem)| {
+            let bundle = TrustBundle {
+                trust_domain: trust_domain.to_string(),
+                roots_pem: roots_pem.clone(),
+            };
+            content::resource(type_url::TRUST_BUNDLE, trust_domain.to_string(), &bundle)
+        });
+        policies.chain([revoked]).chain(bundles).collect()
+    }
+
+    fn policy_outputs(&self, object: &ObjectKey) -> Vec<Output> {
+        let Some(policy) = self.policies.get(object) else {
+            return Vec::new();
+        };
+        let converted = authorization::convert(policy, &self.settings.root_namespace);
+        let name = || key(&object.namespace, &object.name);
+        converted
+            .authorization
+            .map(|policy| content::resource(type_url::AUTHORIZATION, name(), &policy))
+            .into_iter()
+            .collect()
+    }
+
+    fn peer_policy_outputs(&self, object: &ObjectKey) -> Vec<Output> {
+        let Some(policy) = self.peer_policies.get(object) else {
+            return Vec::new();
+        };
+        if *object.namespace == *self.settings.root_namespace
+            || peer_authentication::selector(&policy.spec).is_none()
+        {
+            return Vec::new();
+        }
+        let effect = peer_authentication::effect(&policy.spec, self.is_strict(&object.namespace));
+        peer_authentication::convert(&object.namespace, &object.name, &effect)
+            .map(|policy| {
+                content::resource(
+                    type_url::AUTHORIZATION,
+                    key(&policy.namespace, &policy.name),
+                    &policy,
+                )
+            })
+            .into_iter()
+            .collect()
+    }
+}
