@@ -1,0 +1,181 @@
+//! The WorkloadEntry that a device becomes: pure.
+
+use std::collections::BTreeMap;
+use tombolo_config::{
+    Metadata, Object, OwnerReference, Resource, WorkloadEntrySpec, WorkloadGroupSpec, annotation,
+};
+use tombolo_types::{Code, DeviceId};
+
+/// Longest name of an object; what is over it is cut in front, where the group's name stands.
+const NAME_MAX: usize = 253;
+/// Labels of one node at most.
+const NODE_LABELS_MAX: usize = 64;
+
+/// Source: istiod names the controller of an auto-registered entry; ours is discovery.
+const CONTROLLER: &str = "istio.io/workloadController";
+const CONNECTED_AT: &str = "istio.io/connectedAt";
+
+/// `<group>-<device id>[-<network>]`.
+pub(super) fn name(group: &str, device: DeviceId, network: &str) -> String {
+    let name = if network.is_empty() {
+        format!("{group}-{device}")
+    } else {
+        format!("{group}-{device}-{network}")
+    };
+    let cut = name.len().saturating_sub(NAME_MAX);
+    name[cut..].trim_start_matches(['-', '.']).to_owned()
+}
+
+/// Copies the group's template. A node adds labels only for keys that the group lists; the others are refused with a
+/// coded message each.
+pub(super) fn make(
+    group: &Object<WorkloadGroupSpec>,
+    device: DeviceId,
+    node_labels: &std::collections::HashMap<String, String>,
+    now: &str,
+) -> (Object<WorkloadEntrySpec>, Vec<String>) {
+    let mut spec = group.spec.template.clone();
+    spec.address.clear();
+    let mut warnings = Vec::new();
+    let mut labels: BTreeMap<String, String> = spec.labels.clone();
+    labels.extend(group.spec.metadata.labels.clone());
+    let listed = group.metadata.annotations.get(annotation::NODE_LABELS);
+    let listed: Vec<&str> = listed
+        .map(|text| text.split(',').map(str::trim).collect())
+        .unwrap_or_default();
+    let ordered: BTreeMap<&String, &String> = node_labels.iter().take(NODE_LABELS_MAX).collect();
+    for (key, value) in ordered {
+        let well_formed = value.len() <= 63
+            && value
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+        if listed.contains(&key.as_str()) && well_formed {
+            labels.insert(key.clone(), value.clone());
+        } else {
+            let shown: String = key.chars().take(100).collect();
+            let group = &group.metadata.name;
+            warnings.push(Code::LabelRefused.message(format_args!(
+                "{shown:?} is not listed by {group}, or its value is no label"
+            )));
+        }
+    }
+    labels.insert(annotation::TUNNEL.into(), "http".into());
+    spec.labels.clone_from(&labels);
+    if spec.service_account.is_empty() {
+        spec.service_account = "default".into();
+    }
+    let name = name(&group.metadata.name, device, &spec.network);
+    let mut metadata = Metadata::named(&group.metadata.namespace, name);
+    metadata.labels = labels;
+    metadata.annotations = group.spec.metadata.annotations.clone();
+    metadata.annotations.extend([
+        (
+            annotation::AUTO_REGISTRATION_GROUP.to_owned(),
+            group.metadata.name.clone(),
+        ),
+        (CONTROLLER.to_owned(), "tombolo-discovery".to_owned()),
+        (CONNECTED_AT.to_owned(), now.to_owned()),
+    ]);
+    if group.spec.probe.is_some() {
+        metadata
+            .annotations
+            .insert(annotation::HEALTH_CHECKS_ENABLED.into(), "true".into());
+    }
+    metadata.owner_references = vec![OwnerReference {
+        api_version: group.api_version.clone(),
+        kind: group.kind.clone(),
+        name: group.metadata.name.clone(),
+        uid: group.metadata.uid.clone().unwrap_or_default(),
+        controller: Some(true),
+        block_owner_deletion: None,
+    }];
+    (Object::<WorkloadEntrySpec>::new(metadata, spec), warnings)
+}
+
+/// Host names of the services of the same namespace that select the entry.
+pub(super) fn hostnames(entry: &Object<WorkloadEntrySpec>, services: &[Resource]) -> Vec<String> {
+    let selects = |resource: &Resource| match resource {
+        Resource::ServiceEntry(service) => service.spec.workload_selector.as_ref().is_some_and(|selector| {
+            !selector.labels.is_empty()
+                && selector
+                    .labels
+                    .iter()
+                    .all(|(k, v)| entry.spec.labels.get(k) == Some(v))
+        }),
+        _ => false,
+    };
+    let mut hosts: Vec<String> = services
+        .iter()
+        .filter(|resource| selects(resource))
+        .flat_map(|resource| match resource {
+            Resource::ServiceEntry(service) => service.spec.hosts.clone(),
+            _ => Vec::new(),
+        })
+        .collect();
+    hosts.sort();
+    hosts.dedup();
+    hosts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn group() -> Object<WorkloadGroupSpec> {
+        let mut spec = WorkloadGroupSpec::default();
+        spec.template.labels = [("app", "catalog"), ("tier", "x")]
+            .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            .into();
+        spec.template.service_account = "catalog".into();
+        spec.template.ports = [("http".to_owned(), 8080)].into();
+        spec.metadata.labels = [("tier".to_owned(), "back".to_owned())].into();
+        let mut metadata = Metadata::named("shop", "catalog");
+        metadata.annotations = [(annotation::NODE_LABELS.to_owned(), "zone, rack".to_owned())].into();
+        Object::<WorkloadGroupSpec>::new(metadata, spec)
+    }
+
+    #[test]
+    fn a_node_cannot_become_an_endpoint_of_something_else() {
+        let labels = [
+            ("rack", "r1"),
+            ("app", "payments"),
+            ("zone", "no good!"),
+            ("tier", "front"),
+        ]
+        .map(|(k, v)| (k.to_owned(), v.to_owned()))
+        .into();
+        let (entry, warnings) = make(&group(), DeviceId(0xab), &labels, "2026-01-01T00:00:00Z");
+        assert_eq!(entry.metadata.name, "catalog-00000000000000ab");
+        let want = [
+            ("app", "catalog"),
+            ("tier", "back"),
+            ("rack", "r1"),
+            ("networking.istio.io/tunnel", "http"),
+        ];
+        assert_eq!(
+            entry.spec.labels,
+            want.map(|(k, v)| (k.to_owned(), v.to_owned())).into()
+        );
+        assert_eq!(entry.metadata.labels, entry.spec.labels);
+        assert_eq!(
+            (entry.spec.service_account.as_str(), entry.spec.ports["http"]),
+            ("catalog", 8080)
+        );
+        assert_eq!(warnings.len(), 3);
+        assert!(warnings.iter().all(|w| w.starts_with("TMB0132")), "{warnings:?}");
+        assert_eq!(
+            entry.metadata.annotations[annotation::AUTO_REGISTRATION_GROUP],
+            "catalog"
+        );
+    }
+
+    #[test]
+    fn names_stay_within_the_limit_and_keep_the_device() {
+        assert_eq!(
+            name("catalog", DeviceId(1), "net-2"),
+            "catalog-0000000000000001-net-2"
+        );
+        let long = name(&"g".repeat(253), DeviceId(1), "");
+        assert!(long.len() <= NAME_MAX && long.ends_with("-0000000000000001"));
+    }
+}

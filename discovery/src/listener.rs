@@ -1,0 +1,244 @@
+//! The TLS listener: accepts, hands connections to the gRPC server, and keeps floods away from the private key.
+
+use crate::limits::{HalfOpen, Limits};
+use rustls::ServerConfig;
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, mpsc},
+};
+use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
+use tombolo_identity::Peer;
+use tombolo_runtime::TaskGroup;
+use tonic::transport::server::Connected;
+
+/// Whole handshake: connect to the end of TLS.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Handshakes that do their arithmetic at once; more wait. Each costs well under a millisecond.
+const HANDSHAKES_MAX: usize = 64;
+/// Connections that are through their handshake and wait for the gRPC server.
+pub(crate) const ACCEPTED_MAX: usize = 64;
+
+/// A user of this host, from the credentials of a unix socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalUser {
+    /// User id.
+    pub uid: u32,
+    /// Primary group id.
+    pub gid: u32,
+    /// Process, if the kernel says.
+    pub pid: Option<i32>,
+}
+
+/// What is known of a connection before any request; in the extensions of every request.
+#[derive(Clone, Default)]
+pub struct Link {
+    /// Where it comes from; none on a unix socket.
+    pub remote: Option<SocketAddr>,
+    /// RFC 9266 exporter of the TLS session: what proofs of possession are bound to.
+    pub exporter: Option<[u8; 32]>,
+    /// The verified client certificate, if one was presented.
+    pub peer: Option<Arc<Peer>>,
+    /// On the admin socket.
+    pub local: Option<LocalUser>,
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let peer = self.peer.as_ref().map(|peer| peer.id.to_string());
+        f.debug_struct("Link")
+            .field("remote", &self.remote)
+            .field("peer", &peer)
+            .field("local", &self.local)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    /// For the audit log: the address, or the process on this host.
+    pub fn from_where(&self) -> String {
+        match (&self.remote, &self.local) {
+            (Some(remote), _) => SocketAddr::new(remote.ip().to_canonical(), remote.port()).to_string(),
+            (None, Some(user)) => format!("local pid {}", user.pid.unwrap_or_default()),
+            (None, None) => "local".into(),
+        }
+    }
+}
+
+/// A connection with what is known of it.
+#[derive(Debug)]
+pub struct Connection<I> {
+    io: I,
+    link: Link,
+}
+
+impl<I> Connection<I> {
+    /// Joins the two.
+    pub fn new(io: I, link: Link) -> Self {
+        Self { io, link }
+    }
+}
+
+impl<I> Connected for Connection<I> {
+    type ConnectInfo = Link;
+    fn connect_info(&self) -> Link {
+        self.link.clone()
+    }
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Connection<I> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl<I: AsyncWrite + Unpin> AsyncWrite for Connection<I> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
+/// Counters of the listener.
+#[derive(Debug, Default)]
+pub struct ListenerCounters {
+    /// Connections through their handshake.
+    pub accepted: AtomicU64,
+    /// Closed before the handshake by a limit.
+    pub limited: AtomicU64,
+    /// Handshakes that failed or took too long.
+    pub failed: AtomicU64,
+}
+
+/// Binds. `[::]` means both families; on a host without IPv6 it means IPv4.
+///
+/// # Errors
+/// When the address is taken or not of this host.
+pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Err(error)
+            if address.is_ipv6()
+                && address.ip().is_unspecified()
+                && error.kind() != io::ErrorKind::AddrInUse =>
+        {
+            TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], address.port()))).await
+        }
+        bound => bound,
+    }
+}
+
+/// Accepts until the group stops; connections through their handshake go to `accepted_tx`.
+pub async fn run(
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    counters: Arc<ListenerCounters>,
+    accepted_tx: mpsc::Sender<io::Result<Connection<TlsStream<TcpStream>>>>,
+    tasks: TaskGroup,
+) {
+    let (limits, handshakes) = (Limits::default(), Arc::new(Semaphore::new(HANDSHAKES_MAX)));
+    let stop = tasks.token();
+    while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
+        let (socket, remote) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, or a connection that was gone already: wait instead of spinning.
+                tracing::debug!(%error, "accept failed");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let Some(place) = limits.admit(remote.ip(), Instant::now()) else {
+            counters.limited.fetch_add(1, Ordering::Relaxed);
+            continue;
+        };
+        let (tls, counters, accepted_tx) = (Arc::clone(&tls), Arc::clone(&counters), accepted_tx.clone());
+        let handshakes = Arc::clone(&handshakes);
+        tasks.spawn_until_stopped("TLS handshake", async move {
+            let shaken = tokio::time::timeout(
+                HANDSHAKE_TIMEOUT,
+                handshake(socket, remote, tls, &place, &handshakes),
+            )
+            .await;
+            drop(place);
+            match shaken {
+                Ok(Ok(connection)) => {
+                    counters.accepted.fetch_add(1, Ordering::Relaxed);
+                    let _ = accepted_tx.send(Ok(connection)).await; // the server is gone: so is the connection
+                }
+                Ok(Err(error)) => {
+                    counters.failed.fetch_add(1, Ordering::Relaxed);
+                    tracing::debug!(%remote, %error, "TLS handshake failed");
+                }
+                Err(_) => {
+                    counters.failed.fetch_add(1, Ordering::Relaxed);
+                    tracing::debug!(%remote, "TLS handshake took too long");
+                }
+            }
+        });
+    }
+}
+
+async fn handshake(
+    socket: TcpStream,
+    remote: SocketAddr,
+    tls: Arc<ServerConfig>,
+    place: &HalfOpen,
+    handshakes: &Semaphore,
+) -> io::Result<Connection<TlsStream<TcpStream>>> {
+    socket.set_nodelay(true)?;
+    // The ClientHello first: whoever sends none costs no arithmetic and no place among those who do.
+    let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), socket).await?;
+    let _turn = handshakes.acquire().await.map_err(io::Error::other)?;
+    if !place.use_key(Instant::now()) {
+        return Err(io::Error::new(
+            io::ErrorKind::QuotaExceeded,
+            "too many handshakes from this source",
+        ));
+    }
+    let stream = start.into_stream(tls).await?;
+    let session = stream.get_ref().1;
+    let exporter = tombolo_identity::server_exporter(session).map_err(io::Error::other)?;
+    let peer = match session.peer_certificates() {
+        Some(chain) if !chain.is_empty() => Some(Arc::new(
+            tombolo_identity::peer_of(chain).map_err(io::Error::other)?,
+        )),
+        _ => None,
+    };
+    let link = Link {
+        remote: Some(remote),
+        exporter: Some(exporter),
+        peer,
+        local: None,
+    };
+    Ok(Connection::new(stream, link))
+}

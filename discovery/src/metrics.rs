@@ -1,0 +1,163 @@
+//! Counters of discovery, for a scraper.
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+use std::sync::atomic::Ordering;
+
+use crate::{fleet::View, listener::ListenerCounters};
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CallLabels {
+    call: &'static str,
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabels {
+    state: &'static str,
+}
+
+/// The counters. Made once; updated where things happen.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Responses sent to subscribers.
+    pub pushes: Counter,
+    /// Resources in them.
+    pub pushed_resources: Counter,
+    /// Refusals of resources by subscribers.
+    pub nacks: Counter,
+    /// Certificates issued.
+    pub certificates: Counter,
+    calls: Family<CallLabels, Counter>,
+    members: Family<StateLabels, Gauge>,
+    subscribers: Gauge,
+    world_version: Gauge,
+    accepted: Gauge,
+    limited: Gauge,
+    failed: Gauge,
+}
+
+/// States of members, so that a state that nobody is in any more reads 0.
+const STATES: [&str; 5] = ["Healthy", "Unhealthy", "Suspect", "Away", "Revoked"];
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut metrics = Self {
+            registry: Registry::default(),
+            pushes: Counter::default(),
+            pushed_resources: Counter::default(),
+            nacks: Counter::default(),
+            certificates: Counter::default(),
+            calls: Family::default(),
+            members: Family::default(),
+            subscribers: Gauge::default(),
+            world_version: Gauge::default(),
+            accepted: Gauge::default(),
+            limited: Gauge::default(),
+            failed: Gauge::default(),
+        };
+        let r = &mut metrics.registry;
+        r.register(
+            "tombolo_discovery_pushes",
+            "xDS responses sent",
+            metrics.pushes.clone(),
+        );
+        r.register(
+            "tombolo_discovery_pushed_resources",
+            "Resources in xDS responses",
+            metrics.pushed_resources.clone(),
+        );
+        r.register(
+            "tombolo_discovery_nacks",
+            "Refusals of resources by subscribers",
+            metrics.nacks.clone(),
+        );
+        r.register(
+            "tombolo_discovery_certificates",
+            "Certificates issued",
+            metrics.certificates.clone(),
+        );
+        r.register(
+            "tombolo_discovery_enrollment_calls",
+            "Calls of the enrolment API",
+            metrics.calls.clone(),
+        );
+        r.register(
+            "tombolo_discovery_members",
+            "Enrolled devices by state",
+            metrics.members.clone(),
+        );
+        r.register(
+            "tombolo_discovery_subscribers",
+            "xDS streams",
+            metrics.subscribers.clone(),
+        );
+        r.register(
+            "tombolo_discovery_world_version",
+            "Version of the published world",
+            metrics.world_version.clone(),
+        );
+        r.register(
+            "tombolo_discovery_connections_accepted",
+            "Connections through their handshake",
+            metrics.accepted.clone(),
+        );
+        r.register(
+            "tombolo_discovery_connections_limited",
+            "Connections closed by a limit",
+            metrics.limited.clone(),
+        );
+        r.register(
+            "tombolo_discovery_handshakes_failed",
+            "TLS handshakes that failed",
+            metrics.failed.clone(),
+        );
+        metrics
+    }
+}
+
+impl Metrics {
+    /// Counts a call of the enrolment API.
+    pub fn enrollment(&self, call: &'static str, ok: bool) {
+        let result = if ok { "ok" } else { "refused" };
+        self.calls.get_or_create(&CallLabels { call, result }).inc();
+    }
+
+    /// The text that a scraper reads.
+    pub fn encode(
+        &self,
+        view: &View,
+        subscribers: usize,
+        world_version: u64,
+        listener: &ListenerCounters,
+    ) -> String {
+        let as_gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        for state in STATES {
+            let count = view
+                .members
+                .values()
+                .filter(|member| member.state().state == state)
+                .count();
+            self.members
+                .get_or_create(&StateLabels { state })
+                .set(as_gauge(count as u64));
+        }
+        self.subscribers.set(as_gauge(subscribers as u64));
+        self.world_version.set(as_gauge(world_version));
+        self.accepted
+            .set(as_gauge(listener.accepted.load(Ordering::Relaxed)));
+        self.limited
+            .set(as_gauge(listener.limited.load(Ordering::Relaxed)));
+        self.failed.set(as_gauge(listener.failed.load(Ordering::Relaxed)));
+        let mut text = String::new();
+        // Encoding into a string fails only if a metric is registered wrongly: then there is nothing to show.
+        if encode(&mut text, &self.registry).is_err() {
+            text.clear();
+        }
+        text
+    }
+}

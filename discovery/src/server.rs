@@ -1,0 +1,287 @@
+//! Discovery as a whole: opens the state, starts every part, and stops them in order.
+
+use crate::{
+    address::AddressKeeper,
+    admin::{AdminContext, AdminService, socket},
+    audit::Audit,
+    bearer::Bearer,
+    caller::{Authenticators, Mtls},
+    certificate::{self, ServerNames},
+    config::Config,
+    enroll::{Context, EnrollmentService},
+    fleet::{self, Fleet, OwnerConfig},
+    http::Shown,
+    init::make_runtime_dir,
+    istio_ca::CertificateService,
+    listener::{self, ListenerCounters},
+    metrics::Metrics,
+    objects::Objects,
+    state::StateDir,
+    xds::{Ads, Subscribers},
+};
+use anyhow::{Context as _, Result};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tombolo_ca::{Authority, TtlLimits};
+use tombolo_identity::{LiveIdentity, discovery_server_config};
+use tombolo_proto::{
+    istio::v1::auth::istio_certificate_service_server::IstioCertificateServiceServer,
+    tombolo::{admin::v1::admin_server::AdminServer, v1::enrollment_server::EnrollmentServer},
+    xds::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
+};
+use tombolo_runtime::{Drained, TaskGroup, http};
+use tombolo_store::{RedbStore, Store, StoreOptions};
+use tonic::transport::Server;
+
+/// PING on every connection: a VM that lost its power is noticed within two of these.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
+/// A PING that is not answered in this time ends the connection. It only makes a suspect, so it may be short.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Calls and streams of one connection at once.
+const STREAMS_PER_CONNECTION: u32 = 128;
+/// Bytes of the headers of one request; a bearer token is about 1 KiB.
+const HEADERS_MAX: u32 = 32 * 1024;
+/// Bytes of an ADS request: on a reconnect a client names everything it has, about 100 bytes each.
+const ADS_REQUEST_MAX: usize = 64 << 20;
+/// Bytes of a request of somebody who has shown nothing yet.
+const ENROLL_REQUEST_MAX: usize = 256 << 10;
+/// Bytes of a batch from an operator.
+const ADMIN_REQUEST_MAX: usize = 64 << 20;
+/// How long a stop waits for calls to end.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// A discovery that serves. Stop it with [`Running::stop`].
+#[derive(Debug)]
+pub struct Running {
+    /// Where ADS, certificates and enrolment are served.
+    pub address: SocketAddr,
+    /// Where metrics and debug are served, if they are.
+    pub debug_address: Option<SocketAddr>,
+    /// Where readiness is served, if it is.
+    pub readiness_address: Option<SocketAddr>,
+    /// The fleet, for tests and embedding.
+    pub fleet: Fleet,
+    ready: Arc<AtomicBool>,
+    front: TaskGroup,
+    back: TaskGroup,
+}
+
+impl Running {
+    /// Stops accepting, ends streams, waits for calls, then stops the owner and closes the store.
+    pub async fn stop(self) -> Drained {
+        self.ready.store(false, Ordering::Relaxed);
+        self.front.stop();
+        let drained = self.front.drain(DRAIN).await;
+        self.back.stop();
+        match self.back.drain(DRAIN).await {
+            Drained::Complete => drained,
+            cut @ Drained::Cut(_) => cut,
+        }
+    }
+}
+
+/// Starts discovery.
+///
+/// # Errors
+/// When the state cannot be opened, is for another mesh, or an address is taken.
+pub async fn start(config: &Config) -> Result<Running> {
+    let settings = config.settings()?;
+    let state = StateDir::new(&config.state_dir);
+    state.check(config)?;
+    let (front, back) = (TaskGroup::new("discovery"), TaskGroup::new("discovery state"));
+    let trust_domain = settings.trust_domain.clone();
+    let mut authority = Authority::open(&state.ca(), &trust_domain)?;
+    authority.set_limits(TtlLimits {
+        default: config.certificate_life.0,
+        max: config.certificate_life_max.0,
+    })?;
+    let authority = Arc::new(authority);
+    let store: Arc<dyn Store> = RedbStore::open(&state.store(), StoreOptions::default())
+        .with_context(|| format!("the store {} cannot be opened", state.store().display()))?;
+    let objects = Objects::new(store);
+    let bearer = Arc::new(Bearer::open(&state.bearer_key(), trust_domain.clone())?);
+    let audit = Arc::new(
+        Audit::open(&state.audit())
+            .with_context(|| format!("{} cannot be opened", state.audit().display()))?,
+    );
+    let names = ServerNames::new(config, &trust_domain);
+    let identity = names.issue(&authority, SystemTime::now())?;
+    let live = LiveIdentity::new(Some(Arc::new(identity)), vec![Arc::new(authority.bundle())]);
+    let metrics = Arc::new(Metrics::default());
+
+    let fleet = fleet::start(
+        OwnerConfig {
+            objects: objects.clone(),
+            settings: settings.clone(),
+            bundles: vec![(trust_domain.clone(), authority.roots_pem().to_owned())],
+            memory_path: state.members(),
+            witness_port: config.witness_port,
+        },
+        &back,
+    )
+    .await
+    .context("the store cannot be read")?;
+    let addresses = AddressKeeper::start(
+        objects.clone(),
+        fleet.clone(),
+        settings.clone(),
+        Arc::clone(&live),
+        config.witness_port,
+        &back,
+    );
+    back.spawn_until_stopped(
+        "own certificate",
+        certificate::keep(names, Arc::clone(&authority), Arc::clone(&live)),
+    );
+
+    let subscribers = Subscribers::default();
+    let mesh = Arc::new(Context {
+        objects,
+        fleet: fleet.clone(),
+        authority: Arc::clone(&authority),
+        settings,
+        endpoints: config.advertise.clone(),
+        audit: Arc::clone(&audit),
+        metrics: Arc::clone(&metrics),
+    });
+    let admin = Arc::new(AdminContext {
+        mesh: Arc::clone(&mesh),
+        bearer: Arc::clone(&bearer),
+        subscribers: subscribers.clone(),
+        protected_hosts: config.hosts(),
+        started_unix_ms: jiff::Timestamp::now().as_millisecond(),
+    });
+    let remote = Authenticators::new(
+        vec![Box::new(Mtls), Box::new(SharedBearer(bearer))],
+        fleet.clone(),
+    );
+    let ads = Ads::new(
+        fleet.clone(),
+        remote.clone(),
+        subscribers.clone(),
+        addresses,
+        Arc::clone(&metrics),
+        front.clone(),
+    );
+    let certificates = CertificateService {
+        authority,
+        authenticators: remote.clone(),
+        audit,
+        metrics: Arc::clone(&metrics),
+    };
+
+    // Everything is bound before anything is served: a second discovery fails without having answered anybody.
+    let tcp = listener::bind(config.listen)
+        .await
+        .with_context(|| format!("{} cannot be bound", config.listen))?;
+    let address = tcp.local_addr()?;
+    make_runtime_dir(&config.admin_socket).with_context(|| format!("{}", config.admin_socket.display()))?;
+    let unix = socket::bind(&config.admin_socket)
+        .await
+        .with_context(|| format!("{} cannot be bound", config.admin_socket.display()))?;
+    let counters = Arc::new(ListenerCounters::default());
+    let ready = Arc::new(AtomicBool::new(false));
+    let shown = Shown {
+        fleet: fleet.clone(),
+        subscribers,
+        metrics,
+        listener: Arc::clone(&counters),
+        ready: Arc::clone(&ready),
+    };
+    let mut bound = [None, None];
+    let routes = [shown.clone().debug_route(), shown.readiness_route()];
+    for ((slot, endpoint), route) in bound
+        .iter_mut()
+        .zip([config.debug_listen, config.readiness_listen])
+        .zip(routes)
+    {
+        if let Some(at) = endpoint.address() {
+            *slot = Some(
+                http::serve(at, route, &back)
+                    .await
+                    .with_context(|| format!("{at} cannot be bound"))?,
+            );
+        }
+    }
+
+    let tls = Arc::new(discovery_server_config(&live)?);
+    let (accepted_tx, accepted_rx) = mpsc::channel(listener::ACCEPTED_MAX);
+    front.spawn(
+        "listener",
+        listener::run(tcp, tls, counters, accepted_tx, front.clone()),
+    );
+    let router = grpc()
+        .add_service(AggregatedDiscoveryServiceServer::new(ads).max_decoding_message_size(ADS_REQUEST_MAX))
+        .add_service(
+            IstioCertificateServiceServer::new(certificates).max_decoding_message_size(ENROLL_REQUEST_MAX),
+        )
+        .add_service(
+            EnrollmentServer::new(EnrollmentService::new(mesh)).max_decoding_message_size(ENROLL_REQUEST_MAX),
+        )
+        .add_service(AdminServer::new(AdminService::new(Arc::clone(&admin), remote)));
+    let stop = front.token().cancelled_owned();
+    front.spawn("gRPC", async move {
+        if let Err(error) = router
+            .serve_with_incoming_shutdown(ReceiverStream::new(accepted_rx), stop)
+            .await
+        {
+            tracing::error!(%error, "the gRPC server ended");
+        }
+    });
+    let (accepted_tx, accepted_rx) = mpsc::channel(listener::ACCEPTED_MAX);
+    front.spawn("admin socket", socket::run(unix, accepted_tx, front.clone()));
+    let local = Authenticators::new(vec![Box::new(socket::PeerCredentials)], fleet.clone());
+    let router = Server::builder().add_service(
+        AdminServer::new(AdminService::new(admin, local)).max_decoding_message_size(ADMIN_REQUEST_MAX),
+    );
+    let stop = front.token().cancelled_owned();
+    front.spawn("admin gRPC", async move {
+        if let Err(error) = router
+            .serve_with_incoming_shutdown(ReceiverStream::new(accepted_rx), stop)
+            .await
+        {
+            tracing::error!(%error, "the admin server ended");
+        }
+    });
+    ready.store(true, Ordering::Relaxed);
+    let [debug_address, readiness_address] = bound;
+    Ok(Running {
+        address,
+        debug_address,
+        readiness_address,
+        fleet,
+        ready,
+        front,
+        back,
+    })
+}
+
+fn grpc() -> Server {
+    Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .max_concurrent_streams(STREAMS_PER_CONNECTION)
+        .http2_max_header_list_size(HEADERS_MAX)
+}
+
+/// The bearer tokens that the admin API issues, as an authenticator.
+struct SharedBearer(Arc<Bearer>);
+
+#[tonic::async_trait]
+impl crate::caller::Authenticator for SharedBearer {
+    async fn authenticate(
+        &self,
+        link: &listener::Link,
+        headers: &tonic::metadata::MetadataMap,
+    ) -> Result<Option<crate::caller::Caller>, crate::refusal::Refusal> {
+        self.0.authenticate(link, headers).await
+    }
+}

@@ -1,0 +1,78 @@
+//! The state folder: what is in it, and what it was made for.
+
+use crate::config::{Config, ConfigError};
+use std::path::{Path, PathBuf};
+
+/// Paths below the state folder.
+#[derive(Debug, Clone)]
+pub struct StateDir(PathBuf);
+
+impl StateDir {
+    /// Over a folder; nothing is read.
+    pub fn new(path: &Path) -> Self {
+        Self(path.into())
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Keys and certificates of the CA.
+    pub fn ca(&self) -> PathBuf {
+        self.0.join("ca")
+    }
+
+    /// The store.
+    pub fn store(&self) -> PathBuf {
+        self.0.join("store.redb")
+    }
+
+    /// The audit log.
+    pub fn audit(&self) -> PathBuf {
+        self.0.join("audit.log")
+    }
+
+    /// The key of bearer tokens.
+    pub fn bearer_key(&self) -> PathBuf {
+        self.0.join("bearer.key")
+    }
+
+    /// What is remembered of members.
+    pub fn members(&self) -> PathBuf {
+        self.0.join("members.json")
+    }
+
+    /// The configuration that the state was made with.
+    pub fn founding(&self) -> PathBuf {
+        self.0.join("init.yaml")
+    }
+
+    /// Checks that a configuration is for this state.
+    ///
+    /// # Errors
+    /// When there is no state, or it was made for another mesh.
+    pub fn check(&self, config: &Config) -> Result<(), ConfigError> {
+        let founding = Config::open(&self.founding())?;
+        let pairs = [
+            ("trust_domain", &config.trust_domain, &founding.trust_domain),
+            ("mesh_domain", &config.mesh_domain, &founding.mesh_domain),
+            ("cluster_id", &config.cluster_id, &founding.cluster_id),
+            ("network", &config.network, &founding.network),
+            (
+                "vip_prefixes",
+                &config.vip_prefixes.join(","),
+                &founding.vip_prefixes.join(","),
+            ),
+        ];
+        match pairs.into_iter().find(|(_, is, was)| is != was) {
+            None => Ok(()),
+            Some((field, is, was)) => Err(ConfigError::Value {
+                field,
+                cause: format!(
+                    "it is {is:?}, but this mesh was founded with {was:?} and every identity and name rests on it. Next: put {was:?} back"
+                ),
+            }),
+        }
+    }
+}

@@ -1,0 +1,476 @@
+//! A discovery on loopback and clients for it.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde_json::{Value, json};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tombolo_discovery::{
+    config::{Config, Endpoint},
+    init::{Founding, found},
+    server::{self, Running},
+};
+use tombolo_identity::{
+    DeviceKey, JoinKey, LiveIdentity, TrustBundle, WorkloadIdentity, client_exporter, control_client_config,
+    control_server_name, generate_csr, proof,
+};
+use tombolo_proto::{
+    tombolo::{
+        admin::v1::{self as admin, admin_client::AdminClient},
+        v1::{self as pb, enrollment_client::EnrollmentClient},
+    },
+    xds::{
+        DeltaDiscoveryRequest, DeltaDiscoveryResponse,
+        aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+    },
+};
+use tombolo_types::{SpiffeId, TrustDomain};
+use tonic::transport::{Channel, Endpoint as Remote};
+
+pub(crate) const SHOP: &str = "shop";
+
+pub(crate) fn trust_domain() -> TrustDomain {
+    "mesh.example".parse().unwrap()
+}
+
+/// A discovery with a folder of its own.
+pub(crate) struct Lab {
+    _dir: tempfile::TempDir,
+    pub(crate) config: Config,
+    pub(crate) running: Option<Running>,
+}
+
+impl Lab {
+    pub(crate) async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config::new("mesh.example", vec!["discovery.test:15012".into()]);
+        config.state_dir = dir.path().join("state");
+        config.admin_socket = dir.path().join("run/admin.sock");
+        config.listen = "127.0.0.1:0".parse().unwrap();
+        config.debug_listen = Endpoint::At("127.0.0.1:0".parse().unwrap());
+        config.readiness_listen = Endpoint::At("127.0.0.1:0".parse().unwrap());
+        let founding = Founding {
+            config: config.clone(),
+            config_path: dir.path().join("etc/discovery.yaml"),
+            ca_dir: None,
+        };
+        found(&founding).unwrap();
+        let mut lab = Self {
+            _dir: dir,
+            config,
+            running: None,
+        };
+        lab.boot().await;
+        lab
+    }
+
+    pub(crate) async fn boot(&mut self) {
+        self.running = Some(server::start(&self.config).await.unwrap());
+    }
+
+    pub(crate) async fn shut_down(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.stop().await;
+        }
+    }
+
+    pub(crate) fn running(&self) -> &Running {
+        self.running.as_ref().unwrap()
+    }
+
+    pub(crate) fn audit_log(&self) -> String {
+        std::fs::read_to_string(self.config.state_dir.join("audit.log")).unwrap()
+    }
+
+    pub(crate) async fn admin(&self) -> AdminClient<Channel> {
+        let path: PathBuf = self.config.admin_socket.clone();
+        let channel = Remote::from_static("http://admin")
+            .connect_with_connector(tower::service_fn(move |_: http::Uri| {
+                let path = path.clone();
+                async move {
+                    Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(
+                        tokio::net::UnixStream::connect(path).await?,
+                    ))
+                }
+            }))
+            .await
+            .unwrap();
+        AdminClient::new(channel)
+    }
+
+    pub(crate) async fn apply(&self, objects: &[Value]) -> Result<admin::ApplyResponse, tonic::Status> {
+        let objects = objects
+            .iter()
+            .map(|json| admin::Object {
+                json: json.to_string(),
+            })
+            .collect();
+        let request = admin::ApplyRequest {
+            objects,
+            ..Default::default()
+        };
+        self.admin()
+            .await
+            .apply(request)
+            .await
+            .map(tonic::Response::into_inner)
+    }
+
+    pub(crate) async fn get(&self, kind: &str, name: &str) -> Result<Value, tonic::Status> {
+        let request = admin::GetRequest {
+            kind: kind.into(),
+            namespace: SHOP.into(),
+            name: name.into(),
+        };
+        let object = self.admin().await.get(request).await?.into_inner();
+        Ok(serde_json::from_str(&object.json).unwrap())
+    }
+
+    pub(crate) async fn vms(&self) -> Vec<admin::Vm> {
+        self.admin()
+            .await
+            .list_vms(admin::ListVmsRequest::default())
+            .await
+            .unwrap()
+            .into_inner()
+            .vms
+    }
+
+    pub(crate) async fn group(&self, name: &str) {
+        self.apply(&[group(name), service(name)]).await.unwrap();
+    }
+
+    /// A token for a group; `edit` changes its spec.
+    pub(crate) async fn token(&self, group: &str, edit: impl FnOnce(&mut Value)) -> Token {
+        let (id, seed): ([u8; 16], [u8; 32]) = (rand::random(), rand::random());
+        let token = Token {
+            id,
+            key: JoinKey::from_seed(&seed),
+        };
+        let mut spec = json!({
+            "publicKey": STANDARD.encode(token.key.public_key()),
+            "workloadGroup": group, "uses": 1,
+            "expires": (jiff::Timestamp::now() + Duration::from_secs(900)).to_string(),
+        });
+        edit(&mut spec);
+        self.apply(&[object("tombolo.io/v1", "JoinToken", &token.name(), spec)])
+            .await
+            .unwrap();
+        token
+    }
+
+    fn bundle(&self) -> Arc<TrustBundle> {
+        let roots = std::fs::read_dir(self.config.state_dir.join("ca")).unwrap();
+        let root = roots
+            .flatten()
+            .map(|entry| entry.path())
+            .find(|path| path.ends_with("root-cert.pem"))
+            .unwrap();
+        let pem = std::fs::read_to_string(root).unwrap();
+        Arc::new(TrustBundle::from_pem(trust_domain(), &pem).unwrap())
+    }
+
+    /// A connection, with a certificate if there is one, and its exporter.
+    pub(crate) async fn dial(&self, identity: Option<Arc<WorkloadIdentity>>) -> (Channel, [u8; 32]) {
+        let live = LiveIdentity::new(identity.clone(), vec![self.bundle()]);
+        let tls =
+            control_client_config(&live, &SpiffeId::discovery(trust_domain()), identity.is_some()).unwrap();
+        let socket = tokio::net::TcpStream::connect(self.running().address)
+            .await
+            .unwrap();
+        let name = control_server_name(&trust_domain()).unwrap();
+        let stream = tokio_rustls::TlsConnector::from(Arc::new(tls))
+            .connect(name, socket)
+            .await
+            .unwrap();
+        let exporter = client_exporter(stream.get_ref().1).unwrap();
+        let mut once = Some(stream);
+        let channel = Remote::from_static("http://discovery")
+            .connect_with_connector(tower::service_fn(move |_: http::Uri| {
+                let stream = once
+                    .take()
+                    .ok_or_else(|| std::io::Error::other("one connection only"));
+                async move { stream.map(hyper_util::rt::TokioIo::new) }
+            }))
+            .await
+            .unwrap();
+        (channel, exporter)
+    }
+
+    /// Enrols a new host into a group.
+    pub(crate) async fn enrol(&self, group: &str) -> Host {
+        let token = self.token(group, |_| ()).await;
+        let mut host = Host::new();
+        host.enrol(self, &token).await.unwrap();
+        host
+    }
+
+    pub(crate) async fn wait_for(&self, what: &str, mut holds: impl AsyncFnMut() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(15);
+        while !holds().await {
+            assert!(Instant::now() < deadline, "{what}: not within the deadline");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+pub(crate) struct Token {
+    pub(crate) id: [u8; 16],
+    pub(crate) key: JoinKey,
+}
+
+impl Token {
+    pub(crate) fn name(&self) -> String {
+        self.id.iter().map(|b| format!("{b:02x}")).collect()
+    }
+}
+
+/// A VM: its device key, and what it has been told.
+pub(crate) struct Host {
+    pub(crate) key: DeviceKey,
+    pub(crate) csr: tombolo_identity::KeyAndCsr,
+    pub(crate) registration: pb::Registration,
+    pub(crate) identity: Option<Arc<WorkloadIdentity>>,
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Host {
+    pub(crate) fn new() -> Self {
+        Self {
+            key: DeviceKey::generate().unwrap(),
+            csr: generate_csr(None).unwrap(),
+            registration: pb::Registration::default(),
+            identity: None,
+            warnings: Vec::new(),
+        }
+    }
+
+    pub(crate) fn request(&self, token: &Token, exporter: &[u8; 32]) -> pb::EnrollRequest {
+        let public = self.key.public_key();
+        let message = proof::enroll(exporter, &token.id, &public, &self.csr.csr_pem);
+        pb::EnrollRequest {
+            hello: Some(pb::Hello {
+                version: "0.1.0".into(),
+                features: Vec::new(),
+            }),
+            token_id: token.id.to_vec(),
+            device_public_key: public,
+            token_signature: token.key.sign(&message),
+            device_signature: self.key.sign(&message),
+            csr: self.csr.csr_pem.clone(),
+            hostname: "vm-a".into(),
+            addresses: vec!["10.1.2.3".into()],
+            ..Default::default()
+        }
+    }
+
+    pub(crate) async fn enrol(&mut self, lab: &Lab, token: &Token) -> Result<(), tonic::Status> {
+        let (channel, exporter) = lab.dial(None).await;
+        let request = self.request(token, &exporter);
+        let response = EnrollmentClient::new(channel).enroll(request).await?.into_inner();
+        self.take(response.registration, &response.cert_chain);
+        self.warnings = response.warnings;
+        Ok(())
+    }
+
+    fn take(&mut self, registration: Option<pb::Registration>, chain: &[String]) {
+        self.registration = registration.unwrap();
+        self.identity = Some(Arc::new(
+            WorkloadIdentity::from_issued(chain, &self.csr.key_pem).unwrap().0,
+        ));
+    }
+
+    pub(crate) fn serial(&self) -> Vec<u8> {
+        self.identity.as_ref().unwrap().serial().to_vec()
+    }
+
+    /// Renews with the key that it holds, at a generation.
+    pub(crate) async fn renew(&mut self, lab: &Lab, generation: u64) -> Result<(), tonic::Status> {
+        let (channel, exporter) = lab.dial(None).await;
+        let device = self.registration.device_id.parse().unwrap();
+        let message = proof::renew(&exporter, device, generation, &self.csr.csr_pem);
+        let request = pb::RenewRequest {
+            device_id: self.registration.device_id.clone(),
+            generation,
+            csr: self.csr.csr_pem.clone(),
+            device_signature: self.key.sign(&message),
+            ..Default::default()
+        };
+        let response = EnrollmentClient::new(channel).renew(request).await?.into_inner();
+        self.take(response.registration, &response.cert_chain);
+        Ok(())
+    }
+
+    pub(crate) fn new_csr(&mut self) {
+        self.csr = generate_csr(None).unwrap();
+    }
+
+    pub(crate) fn node(&self) -> tombolo_proto::envoy::config::core::v3::Node {
+        let registration = &self.registration;
+        node(&[
+            ("NAME", &registration.workload_name),
+            ("NAMESPACE", &registration.namespace),
+            ("SERVICE_ACCOUNT", &registration.service_account),
+        ])
+    }
+
+    pub(crate) async fn ads(&self, lab: &Lab) -> Ads {
+        let (channel, _) = lab.dial(self.identity.clone()).await;
+        Ads::open(channel, self.node(), None).await
+    }
+}
+
+pub(crate) fn node(pairs: &[(&str, &str)]) -> tombolo_proto::envoy::config::core::v3::Node {
+    let value = |text: &str| prost_types::Value {
+        kind: Some(prost_types::value::Kind::StringValue(text.to_owned())),
+    };
+    let fields = pairs.iter().map(|(k, v)| ((*k).to_owned(), value(v))).collect();
+    tombolo_proto::envoy::config::core::v3::Node {
+        id: "sidecar~1.1.1.1~x.shop~shop.svc.cluster.local".into(),
+        metadata: Some(prost_types::Struct { fields }),
+        ..Default::default()
+    }
+}
+
+/// A delta ADS client.
+pub(crate) struct Ads {
+    requests: tokio::sync::mpsc::Sender<DeltaDiscoveryRequest>,
+    responses: tonic::Streaming<DeltaDiscoveryResponse>,
+    node: Option<tombolo_proto::envoy::config::core::v3::Node>,
+}
+
+impl Ads {
+    pub(crate) async fn open(
+        channel: Channel,
+        node: tombolo_proto::envoy::config::core::v3::Node,
+        bearer: Option<&str>,
+    ) -> Self {
+        let (requests, receiver) = tokio::sync::mpsc::channel(64);
+        let mut request = tonic::Request::new(tokio_stream::wrappers::ReceiverStream::new(receiver));
+        if let Some(token) = bearer {
+            request
+                .metadata_mut()
+                .insert("authorization", format!("Bearer {token}").parse().unwrap());
+        }
+        let responses = AggregatedDiscoveryServiceClient::new(channel)
+            .delta_aggregated_resources(request)
+            .await
+            .unwrap()
+            .into_inner();
+        Self {
+            requests,
+            responses,
+            node: Some(node),
+        }
+    }
+
+    pub(crate) fn node_id(&mut self, id: &str) {
+        if let Some(node) = &mut self.node {
+            node.id = id.into();
+        }
+    }
+
+    pub(crate) async fn send(&mut self, mut request: DeltaDiscoveryRequest) {
+        request.node = self.node.take();
+        self.requests.send(request).await.unwrap();
+    }
+
+    pub(crate) async fn subscribe(&mut self, url: &str) {
+        self.send(DeltaDiscoveryRequest {
+            type_url: url.into(),
+            ..Default::default()
+        })
+        .await;
+    }
+
+    /// The next response, acknowledged.
+    pub(crate) async fn next(&mut self) -> Result<DeltaDiscoveryResponse, tonic::Status> {
+        let response = self.unacknowledged().await?;
+        self.ack(&response).await;
+        Ok(response)
+    }
+
+    pub(crate) async fn unacknowledged(&mut self) -> Result<DeltaDiscoveryResponse, tonic::Status> {
+        let message = tokio::time::timeout(Duration::from_secs(10), self.responses.message()).await;
+        message
+            .expect("a response in time")?
+            .ok_or_else(|| tonic::Status::ok("end of stream"))
+    }
+
+    pub(crate) async fn ack(&mut self, response: &DeltaDiscoveryResponse) {
+        let (type_url, response_nonce) = (response.type_url.clone(), response.nonce.clone());
+        let _ = self
+            .requests
+            .send(DeltaDiscoveryRequest {
+                type_url,
+                response_nonce,
+                ..Default::default()
+            })
+            .await;
+    }
+
+    /// True if nothing comes for a while.
+    pub(crate) async fn is_quiet(&mut self) -> bool {
+        tokio::time::timeout(Duration::from_millis(300), self.responses.message())
+            .await
+            .is_err()
+    }
+}
+
+pub(crate) fn object(api_version: &str, kind: &str, name: &str, spec: Value) -> Value {
+    json!({ "apiVersion": api_version, "kind": kind, "metadata": { "name": name, "namespace": SHOP }, "spec": spec })
+}
+
+/// A WorkloadGroup whose nodes may claim 10.0.0.0/8.
+pub(crate) fn group(name: &str) -> Value {
+    let mut group = object(
+        "networking.istio.io/v1",
+        "WorkloadGroup",
+        name,
+        json!({
+            "template": { "serviceAccount": name, "labels": { "app": name }, "ports": { "http": 8080 } },
+        }),
+    );
+    group["metadata"]["annotations"] = json!({ "tombolo.io/address-cidrs": "10.0.0.0/8" });
+    group
+}
+
+pub(crate) fn service(name: &str) -> Value {
+    object(
+        "networking.istio.io/v1",
+        "ServiceEntry",
+        name,
+        json!({
+            "hosts": [format!("{name}.{SHOP}.svc.mesh.internal")],
+            "location": "MESH_INTERNAL", "resolution": "STATIC",
+            "ports": [{ "number": 80, "name": "http", "protocol": "HTTP", "targetPort": 8080 }],
+            "workloadSelector": { "labels": { "app": name } },
+        }),
+    )
+}
+
+pub(crate) fn policy(name: &str) -> Value {
+    object(
+        "security.istio.io/v1",
+        "AuthorizationPolicy",
+        name,
+        json!({
+            "action": "ALLOW",
+            "rules": [{ "from": [{ "source": { "namespaces": ["shop"] } }] }],
+        }),
+    )
+}
+
+/// Reads an HTTP endpoint.
+pub(crate) async fn http_get(address: SocketAddr, path: &str) -> String {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    socket.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).await.unwrap();
+    answer
+}
