@@ -1,0 +1,118 @@
+//! The admin socket of the agent.
+
+use crate::{agent::Agent, status, why};
+use anyhow::Context as _;
+use nix::unistd::{Gid, Group, Uid, User, geteuid, getgrouplist};
+use std::{
+    ffi::CString,
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    sync::Arc,
+};
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
+use tombolo_proto::tombolo::agent::v1::{
+    DrainRequest, DrainResponse, StatusRequest, StatusResponse, WhyRequest, WhyResponse,
+    agent_server::{Agent as Api, AgentServer},
+};
+use tombolo_runtime::TaskGroup;
+use tombolo_types::Code;
+use tonic::{
+    Request, Response, Status,
+    transport::{Server, server::UdsConnectInfo},
+};
+
+/// Members may use the socket, beside root and the agent's own user.
+const GROUP: &str = "tombolo-admin";
+
+/// Serves `<run dir>/admin.sock` until the group stops.
+pub(crate) fn serve(agent: &Arc<Agent>, run_dir: &Path, tasks: &TaskGroup) -> anyhow::Result<()> {
+    fs::create_dir_all(run_dir).with_context(|| format!("{}: cannot be made", run_dir.display()))?;
+    let path = run_dir.join("admin.sock");
+    let failed = || format!("{}: cannot listen", path.display());
+    // Left by a process that was killed. Two agents cannot run: the state directory is locked.
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).with_context(failed),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path).with_context(failed)?;
+    // Who may do what is decided by peer credentials, with an answer that says so.
+    fs::set_permissions(&path, Permissions::from_mode(0o666)).with_context(failed)?;
+    let service = AgentServer::new(Service {
+        agent: Arc::clone(agent),
+    });
+    let stop = tasks.token();
+    tasks.spawn("admin socket", async move {
+        let server = Server::builder().add_service(service);
+        let serving =
+            server.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled_owned());
+        if let Err(error) = serving.await {
+            tracing::error!(%error, "the admin socket has failed");
+        }
+        let _ = fs::remove_file(path);
+    });
+    Ok(())
+}
+
+struct Service {
+    agent: Arc<Agent>,
+}
+
+#[tonic::async_trait]
+impl Api for Service {
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        admit(&request)?;
+        Ok(Response::new(status::response(&self.agent)))
+    }
+
+    async fn why(&self, request: Request<WhyRequest>) -> Result<Response<WhyResponse>, Status> {
+        admit(&request)?;
+        let WhyRequest { host, port } = request.into_inner();
+        let port = u16::try_from(port).ok().filter(|port| *port != 0);
+        let port =
+            port.ok_or_else(|| Status::invalid_argument(Code::Usage.message("a port is 1 to 65535")))?;
+        Ok(Response::new(why::walk(&self.agent, &host, port).await?))
+    }
+
+    async fn drain(&self, request: Request<DrainRequest>) -> Result<Response<DrainResponse>, Status> {
+        let uid = admit(&request)?;
+        tracing::info!(uid, "a drain was asked for");
+        self.agent.drain.send_replace(true);
+        Ok(Response::new(DrainResponse {}))
+    }
+}
+
+/// The caller's uid, if it may use this socket.
+fn admit<T>(request: &Request<T>) -> Result<u32, Status> {
+    let refused = |cause: String| Status::permission_denied(Code::Forbidden.message(cause));
+    let credentials = request
+        .extensions()
+        .get::<UdsConnectInfo>()
+        .and_then(|info| info.peer_cred);
+    let credentials = credentials.ok_or_else(|| refused("the kernel does not say who you are".to_owned()))?;
+    let (uid, gid) = (Uid::from_raw(credentials.uid()), Gid::from_raw(credentials.gid()));
+    if uid.is_root() || uid == geteuid() || is_member(uid, gid) {
+        return Ok(uid.as_raw());
+    }
+    Err(refused(format!(
+        "only root and the group {GROUP} may ask the agent; you are uid {uid}"
+    )))
+}
+
+/// By the primary group of the process, or by the list of the user's groups.
+fn is_member(uid: Uid, gid: Gid) -> bool {
+    let Ok(Some(admins)) = Group::from_name(GROUP) else {
+        return false;
+    };
+    if gid == admins.gid {
+        return true;
+    }
+    let Ok(Some(user)) = User::from_uid(uid) else {
+        return false;
+    };
+    let Ok(name) = CString::new(user.name) else {
+        return false;
+    };
+    getgrouplist(&name, user.gid).is_ok_and(|groups| groups.contains(&admins.gid))
+}

@@ -1,0 +1,103 @@
+//! Metrics and readiness over HTTP.
+
+use crate::{agent::Agent, status};
+use anyhow::Context as _;
+use http::StatusCode;
+use std::sync::Arc;
+use tombolo_runtime::{TaskGroup, http as endpoint};
+
+/// Starts both.
+pub(crate) async fn serve(agent: &Arc<Agent>, tasks: &TaskGroup) -> anyhow::Result<()> {
+    let metrics = Arc::clone(agent);
+    let route = move |path: &str| match path {
+        "/metrics" | "/stats/prometheus" => Some(endpoint::Answer {
+            content_type: "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            ..endpoint::Answer::text(text(&metrics))
+        }),
+        _ => None,
+    };
+    let address = agent.settings.metrics_listen;
+    endpoint::serve(address, Arc::new(route), tasks)
+        .await
+        .with_context(|| format!("metrics: cannot listen on {address}"))?;
+    let ready = Arc::clone(agent);
+    let route = move |path: &str| (path == "/healthz/ready").then(|| readiness(&ready));
+    let address = agent.settings.readiness_listen;
+    let served = endpoint::serve(address, Arc::new(route), tasks).await;
+    served.with_context(|| format!("readiness: cannot listen on {address}"))?;
+    Ok(())
+}
+
+fn readiness(agent: &Agent) -> endpoint::Answer {
+    let problems = status::findings(agent);
+    match status::state(agent, &problems) {
+        "Serving" | "Degraded" => endpoint::Answer::text("ready\n"),
+        state => {
+            let reason = problems
+                .first()
+                .map_or_else(String::new, |problem| format!(": {problem}"));
+            endpoint::Answer::status(
+                StatusCode::SERVICE_UNAVAILABLE,
+                format!("not ready, {state}{reason}\n"),
+            )
+        }
+    }
+}
+
+/// The families of the data path, and gauges of what the agent knows.
+fn text(agent: &Agent) -> String {
+    let mut text = agent.metrics.encode();
+    text.truncate(text.trim_end().strip_suffix("# EOF").map_or(text.len(), str::len));
+    let mut gauge = |name: &str, help: &str, value: u64| {
+        text.push_str(&format!(
+            "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n"
+        ));
+    };
+    let problems = status::findings(agent);
+    let ready = matches!(status::state(agent, &problems), "Serving" | "Degraded");
+    gauge(
+        "tombolo_agent_ready",
+        "1 while the agent serves.",
+        u64::from(ready),
+    );
+    gauge(
+        "tombolo_agent_findings",
+        "Things that are not as they should be: tombolo status.",
+        problems.len() as u64,
+    );
+    if let Some(enrolled) = agent.enrolled.get() {
+        let (control, world) = (enrolled.control.status(), enrolled.world.load());
+        gauge(
+            "tombolo_control_client_connected",
+            "1 while a control stream is open.",
+            u64::from(control.connected),
+        );
+        gauge(
+            "tombolo_control_client_last_change_timestamp_seconds",
+            "When the last change was received; 0 before the first.",
+            u64::try_from(control.last_change_unix_ms / 1000).unwrap_or(0),
+        );
+        gauge(
+            "tombolo_control_client_certificate_expiry_timestamp_seconds",
+            "When the certificate expires.",
+            control.certificate_not_after,
+        );
+        gauge(
+            "tombolo_snapshot_services",
+            "Services known.",
+            world.service_count() as u64,
+        );
+        gauge(
+            "tombolo_snapshot_workloads",
+            "Workloads known.",
+            world.workload_count() as u64,
+        );
+        gauge(
+            "tombolo_snapshot_policies",
+            "Policies known.",
+            world.policy_count() as u64,
+        );
+    }
+    text.push_str("# EOF\n");
+    text
+}

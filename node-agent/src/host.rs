@@ -1,0 +1,65 @@
+//! What the process may do on this host.
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+/// Every connection has two descriptors: the soft limit of 1,024 is for programs that use select().
+pub(crate) fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| match soft < hard {
+        true => setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard),
+        false => Ok(soft),
+    });
+    match raised {
+        Ok(limit) => tracing::debug!(limit, "file descriptors"),
+        Err(error) => tracing::warn!(%error, "the limit of file descriptors was not raised"),
+    }
+}
+
+/// The agent parses what the network sends: it should be nobody. It works all the same, and says so.
+pub(crate) fn warn_of_privilege() {
+    if nix::unistd::geteuid().is_root() {
+        tracing::warn!(
+            "the agent runs as root: a fault in it would be a fault of root. Run it as the user tombolo-agent; \
+             tombolo up and the packages do"
+        );
+    }
+    match tombolo_capture::privilege::effective() {
+        Ok(0) => {}
+        Ok(mask) => tracing::warn!(
+            capabilities = format!("{mask:#x}"),
+            "the agent has capabilities and needs none: take AmbientCapabilities= out of its unit"
+        ),
+        Err(error) => tracing::debug!(%error, "capabilities are not known"),
+    }
+}
+
+/// Search domains of the host's resolver, without dots at the ends; the last `search` or `domain` line counts.
+///
+/// Source: resolv.conf(5).
+pub(crate) fn search_domains(resolv_conf: &str) -> Vec<String> {
+    let line = resolv_conf
+        .lines()
+        .map(str::split_whitespace)
+        .filter_map(|mut words| {
+            let keyword = words.next()?;
+            matches!(keyword, "search" | "domain")
+                .then(|| words.map(|d| d.trim_matches('.').to_ascii_lowercase()))
+        });
+    line.last()
+        .map(|domains| domains.filter(|domain| !domain.is_empty()).collect())
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn search_lines() {
+        assert_eq!(
+            search_domains("nameserver 1.1.1.1\nsearch a.example B.example.\n"),
+            ["a.example", "b.example"]
+        );
+        assert_eq!(search_domains("search x\ndomain y\n# search z\n"), ["y"]);
+        assert!(search_domains("search .\n").is_empty() && search_domains("").is_empty());
+    }
+}

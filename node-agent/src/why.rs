@@ -1,0 +1,487 @@
+//! `tombolo why`: a connection that an application here would make, hop by hop, each judged by what this host knows.
+
+use crate::{agent::Agent, status};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::time::timeout;
+use tombolo_authz::{Action, Connection, Verdict, decide};
+use tombolo_control_client::{Problem, host};
+use tombolo_dataplane::ProbeResult;
+use tombolo_destination::{Destination, Index as _, Service, Workload, resolve};
+use tombolo_dns::Names as _;
+use tombolo_proto::tombolo::agent::v1::{Finding, Hop, WhyResponse};
+use tombolo_snapshot::Snapshot;
+use tombolo_tunnel::{OpenError, TlsError};
+use tombolo_types::{Code, SpiffeId};
+use tonic::Status;
+
+/// The host's resolver may be the very thing that is broken.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+/// All endpoints are tried at once, each within the data path's own limits.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(15);
+/// The hops, in their order.
+const HOPS: [&str; 6] = ["name", "vip", "policy", "endpoint", "tls", "application"];
+/// Endpoints named in one line.
+const NAMED_MAX: usize = 5;
+
+/// Hops so far. After a broken one the rest is skipped.
+#[derive(Debug, Default)]
+struct Walk {
+    hops: Vec<Hop>,
+    broken: bool,
+}
+
+impl Walk {
+    fn push(&mut self, result: &str, detail: impl Into<String>, finding: Option<Finding>) {
+        let Some(name) = HOPS.get(self.hops.len()) else {
+            return;
+        };
+        self.hops.push(Hop {
+            name: (*name).to_owned(),
+            result: result.to_owned(),
+            detail: detail.into(),
+            finding,
+        });
+    }
+
+    fn ok(&mut self, detail: impl Into<String>) {
+        self.push("ok", detail, None);
+    }
+
+    fn skip(&mut self, detail: impl Into<String>) {
+        self.push("skipped", detail, None);
+    }
+
+    fn broken(&mut self, code: Code, cause: impl Into<String>, next: Option<String>) {
+        let cause = cause.into();
+        let mut finding = status::finding(&Problem::new(code, &cause));
+        if let Some(next) = next {
+            finding.next = next;
+        }
+        self.push("broken", code.entry().title, Some(finding));
+        self.broken = true;
+    }
+
+    fn finish(mut self) -> WhyResponse {
+        while self.hops.len() < HOPS.len() {
+            self.skip("");
+        }
+        WhyResponse {
+            reachable: !self.broken,
+            hops: self.hops,
+        }
+    }
+}
+
+/// Walks from this host to `host:port`.
+pub(crate) async fn walk(agent: &Agent, host: &str, port: u16) -> Result<WhyResponse, Status> {
+    let enrolled = agent.enrolled.get();
+    let enrolled = enrolled.ok_or_else(|| Status::failed_precondition(Code::NotEnrolled.message("")))?;
+    let world = enrolled.world.load();
+    let host = host.trim_end_matches('.').to_ascii_lowercase();
+    let mut walk = Walk::default();
+
+    let resolved = match host.parse::<IpAddr>() {
+        Ok(_) => Ok(Vec::new()),
+        Err(_) => look_up(&host, port).await,
+    };
+    let Some(vip) = name(&mut walk, &world, &host, &resolved) else {
+        return Ok(walk.finish());
+    };
+    let Some(service) = virtual_address(&mut walk, &world, vip, port) else {
+        return Ok(walk.finish());
+    };
+    let identity = enrolled.identity.current().identity.clone();
+    let endpoints = Endpoints::of(&world, &service, vip, port);
+    policy(
+        &mut walk,
+        &world,
+        identity.as_ref().map(|identity| identity.id()),
+        &endpoints,
+    );
+    if walk.broken {
+        return Ok(walk.finish());
+    }
+    let Some(destination) = usable(&mut walk, &endpoints) else {
+        return Ok(walk.finish());
+    };
+    let dataplane = agent.dataplane.borrow().clone();
+    let Some(dataplane) = dataplane else {
+        let obstacle = agent.obstacle.borrow().clone();
+        let problem = obstacle
+            .unwrap_or_else(|| Problem::new(Code::NetdUnreachable, "the data path has not started yet"));
+        walk.broken(problem.code, problem.cause, None);
+        return Ok(walk.finish());
+    };
+    let results = timeout(PROBE_TIMEOUT, dataplane.probe(destination))
+        .await
+        .unwrap_or_default();
+    peers(&mut walk, &world, &results);
+    Ok(walk.finish())
+}
+
+/// What an application here would be told: the C library's answer, not ours.
+async fn look_up(host: &str, port: u16) -> Result<Vec<IpAddr>, String> {
+    match timeout(LOOKUP_TIMEOUT, tokio::net::lookup_host((host, port))).await {
+        Ok(Ok(addresses)) => Ok(addresses.map(|address| address.ip().to_canonical()).collect()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("no answer within {} s", LOOKUP_TIMEOUT.as_secs())),
+    }
+}
+
+fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
+    let mut items: Vec<String> = items.into_iter().map(|item| item.to_string()).collect();
+    let more = items.len().saturating_sub(NAMED_MAX);
+    items.truncate(NAMED_MAX);
+    let text = items.join(", ");
+    if more == 0 {
+        text
+    } else {
+        format!("{text} and {more} more")
+    }
+}
+
+/// Does the mesh know the name, and does this host's resolver ask the mesh for it?
+fn name(
+    walk: &mut Walk,
+    world: &Snapshot,
+    host: &str,
+    resolved: &Result<Vec<IpAddr>, String>,
+) -> Option<IpAddr> {
+    if let Ok(address) = host.parse() {
+        walk.skip("an address was given");
+        return Some(address);
+    }
+    let told = match resolved {
+        Ok(addresses) if addresses.is_empty() => "this host's resolver knows no address of it".to_owned(),
+        Ok(addresses) => format!("this host's resolver says {}", list(addresses)),
+        Err(error) => format!("this host's resolver says: {error}"),
+    };
+    let addresses = resolved.as_deref().unwrap_or_default();
+    let Some(known) = world.find(host, &world.own().namespace) else {
+        // A short name that the host's own search list has completed.
+        if let Some(vip) = addresses
+            .iter()
+            .find(|address| world.service_by_address(**address).is_some())
+        {
+            walk.ok(format!("{host} is {vip}"));
+            return Some(*vip);
+        }
+        walk.broken(Code::NameUnknown, format!("{host}: {told}"), None);
+        return None;
+    };
+    let vips: Vec<IpAddr> = known
+        .v4
+        .iter()
+        .copied()
+        .map(IpAddr::V4)
+        .chain(known.v6.iter().copied().map(IpAddr::V6))
+        .collect();
+    if vips.is_empty() {
+        walk.broken(
+            Code::NoEndpoint,
+            format!("{host} is in the mesh but has no address yet: no endpoint has one"),
+            None,
+        );
+        return None;
+    }
+    match addresses.iter().find(|address| vips.contains(address)) {
+        Some(vip) => {
+            walk.ok(format!("{host} is {vip}, and this host's resolver says so"));
+            Some(*vip)
+        }
+        None => {
+            walk.broken(
+                Code::NameNotResolved,
+                format!("the mesh says {}, {told}", list(&vips)),
+                None,
+            );
+            None
+        }
+    }
+}
+
+fn virtual_address(walk: &mut Walk, world: &Snapshot, vip: IpAddr, port: u16) -> Option<Arc<Service>> {
+    let Some(service) = world.service_by_address(vip) else {
+        let outside = if world.plan().contains(vip) {
+            ""
+        } else {
+            "; it is no address of the mesh at all"
+        };
+        walk.broken(
+            Code::NameUnknown,
+            format!("no service has the address {vip}{outside}"),
+            None,
+        );
+        return None;
+    };
+    let hidden = resolve(world, &world.source(), vip, port)
+        .err()
+        .is_some_and(|reject| reject.reason == "unknown_address");
+    if hidden {
+        walk.broken(
+            Code::NameUnknown,
+            format!("{} is visible in its own namespace only", service.hostname),
+            None,
+        );
+        return None;
+    }
+    if service.port(port).is_none() {
+        let ports = list(service.ports.iter().map(|port| port.service_port));
+        let ports = if ports.is_empty() {
+            "none".to_owned()
+        } else {
+            ports
+        };
+        let next = format!(
+            "tombolo describe se -n {} {}",
+            service.key.namespace, service.name
+        );
+        walk.broken(
+            Code::PortUnknown,
+            format!("{} has the ports: {ports}; not {port}", service.hostname),
+            Some(next),
+        );
+        return None;
+    }
+    walk.ok(format!(
+        "{vip}:{port} is {} of namespace {}",
+        service.hostname, service.key.namespace
+    ));
+    Some(Arc::clone(service))
+}
+
+/// The endpoints of a service for a port: all of them, and those that may be chosen.
+struct Endpoints {
+    all: Vec<(Arc<Workload>, u16)>,
+    usable: Result<Destination, tombolo_types::Reject>,
+}
+
+impl Endpoints {
+    fn of(world: &Snapshot, service: &Service, vip: IpAddr, port: u16) -> Self {
+        let mut all = Vec::new();
+        let common = service.port(port).map_or(port, |map| map.target_port);
+        world.endpoints(&service.key, &mut |workload| {
+            let own = workload.services.get(&service.key);
+            let own = own.and_then(|ports| ports.iter().find(|map| map.service_port == port));
+            all.push((Arc::clone(workload), own.map_or(common, |map| map.target_port)));
+        });
+        Self {
+            all,
+            usable: resolve(world, &world.source(), vip, port),
+        }
+    }
+}
+
+/// What the policies that this host holds say of it as the caller.
+fn policy(walk: &mut Walk, world: &Snapshot, source: Option<&SpiffeId>, endpoints: &Endpoints) {
+    if !world.policies_synced() {
+        walk.skip("this host has received no policies yet");
+        return;
+    }
+    let targets: Vec<(&Arc<Workload>, SocketAddr)> = match &endpoints.usable {
+        Ok(destination) => destination
+            .candidates
+            .iter()
+            .map(|c| (&c.workload, c.address))
+            .collect(),
+        Err(_) => {
+            let address = |workload: &Workload| {
+                workload
+                    .addresses
+                    .first()
+                    .copied()
+                    .unwrap_or(Ipv4Addr::UNSPECIFIED.into())
+            };
+            endpoints
+                .all
+                .iter()
+                .map(|(workload, port)| (workload, (address(workload), *port).into()))
+                .collect()
+        }
+    };
+    if targets.is_empty() {
+        walk.skip("there is no endpoint");
+        return;
+    }
+    let own = host::addresses(Some(world.plan()));
+    let (mut allowed, mut denied) = (0usize, None);
+    for (workload, address) in &targets {
+        let policies = world.policies_for(workload);
+        let source_ip = own.iter().find(|ip| ip.is_ipv4() == address.is_ipv4()).copied();
+        let connection = Connection {
+            source,
+            source_ip: source_ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
+            destination_ip: address.ip(),
+            destination_port: address.port(),
+        };
+        match decide(policies.iter().map(|policy| policy.as_ref()), &connection) {
+            Verdict::Allow { .. } => allowed += 1,
+            Verdict::Deny {
+                policy: Some(policy), ..
+            } => {
+                let next = format!(
+                    "tombolo get ap -n {} {} -o yaml; change or delete it",
+                    policy.namespace, policy.name
+                );
+                denied.get_or_insert((format!("{policy} denies"), next));
+            }
+            Verdict::Deny { policy: None, .. } => {
+                let allow = policies
+                    .iter()
+                    .filter(|p| p.action == Action::Allow && !p.dry_run)
+                    .map(|p| &p.key);
+                let next = format!(
+                    "tombolo get ap -n {} -o yaml; add a rule that allows it",
+                    workload.namespace
+                );
+                denied.get_or_insert((format!("no ALLOW policy matches ({})", list(allow)), next));
+            }
+        }
+    }
+    let who = source.map_or_else(|| "a caller without identity".to_owned(), ToString::to_string);
+    match denied {
+        Some((cause, next)) if allowed == 0 => {
+            walk.broken(Code::PolicyDenies, format!("{cause} {who}"), Some(next))
+        }
+        Some((cause, _)) => walk.ok(format!(
+            "{allowed} of {} endpoints admit {who}; elsewhere {cause}",
+            targets.len()
+        )),
+        None => walk.ok(format!("{who} is admitted")),
+    }
+}
+
+fn usable<'a>(walk: &mut Walk, endpoints: &'a Endpoints) -> Option<&'a Destination> {
+    match &endpoints.usable {
+        Ok(destination) => {
+            let names = destination
+                .candidates
+                .iter()
+                .map(|c| format!("{} ({})", c.workload.name, c.address));
+            let (usable, all) = (destination.candidates.len(), endpoints.all.len());
+            walk.ok(format!("{usable} of {all} can take it: {}", list(names)));
+            Some(destination)
+        }
+        Err(reject) => {
+            let sick = endpoints
+                .all
+                .iter()
+                .filter(|(workload, _)| !workload.healthy)
+                .map(|(workload, _)| &workload.name);
+            let sick = list(sick);
+            let sick = if sick.is_empty() {
+                String::new()
+            } else {
+                format!("; unhealthy: {sick}")
+            };
+            walk.broken(
+                Code::NoEndpoint,
+                format!("{} endpoints known, {reject}{sick}", endpoints.all.len()),
+                None,
+            );
+            None
+        }
+    }
+}
+
+/// How far a failure came: the farthest one says most about what is wrong.
+const fn progress(error: &OpenError) -> u8 {
+    match error {
+        OpenError::Status(_) => 3,
+        OpenError::Reset(_) | OpenError::Protocol(_) => 2,
+        OpenError::Tls(_) => 1,
+        _ => 0,
+    }
+}
+
+fn peers(walk: &mut Walk, world: &Snapshot, results: &[ProbeResult]) {
+    let failures = || {
+        results
+            .iter()
+            .filter_map(|result| Some((result, result.outcome.as_ref().err()?)))
+    };
+    let accepted: Vec<_> = results.iter().filter(|result| result.outcome.is_ok()).collect();
+    if let Some(first) = accepted.first() {
+        let who = first.peer.as_ref().map_or_else(
+            || "it is not in the mesh: plain TCP".to_owned(),
+            ToString::to_string,
+        );
+        walk.ok(format!(
+            "{} of {} endpoints answer: {who}",
+            accepted.len(),
+            results.len()
+        ));
+        let rest = failures().map(|(result, error)| format!("{}: {error}", result.candidate.workload.name));
+        let rest = list(rest);
+        let rest = if rest.is_empty() {
+            String::new()
+        } else {
+            format!(" (not: {rest})")
+        };
+        walk.ok(format!(
+            "{} accepts the connection{rest}",
+            first.candidate.address
+        ));
+        return;
+    }
+    let Some((result, error)) = failures().max_by_key(|(_, error)| progress(error)) else {
+        walk.broken(
+            Code::EndpointUnreachable,
+            format!("no answer within {} s", PROBE_TIMEOUT.as_secs()),
+            None,
+        );
+        return;
+    };
+    let name = &result.candidate.workload.name;
+    let all = || {
+        list(
+            failures()
+                .map(|(r, error)| format!("{} ({}): {error}", r.candidate.workload.name, r.candidate.hbone)),
+        )
+    };
+    match error {
+        OpenError::Status(code) => {
+            let who = result
+                .peer
+                .as_ref()
+                .map_or_else(String::new, |peer| format!(": {peer}"));
+            walk.ok(format!("{name} answers{who}"));
+            let own = world
+                .own_workload()
+                .is_some_and(|own| own.uid == result.candidate.workload.uid);
+            let port = result.candidate.address.port();
+            let declared = world
+                .exposure()
+                .is_none_or(|e| e.all_ports || e.ports.iter().any(|p| p.port == port));
+            match code {
+                401 | 403 => walk.broken(
+                    Code::PolicyDenies,
+                    format!("{name} answered {code}: a policy that this host does not see, or sees otherwise, denies"),
+                    None,
+                ),
+                503 if own && !declared => {
+                    walk.broken(Code::PortNotDeclared, format!("this host itself is the endpoint; port {port}"), None);
+                }
+                503 => walk.broken(
+                    Code::ApplicationRefuses,
+                    format!("{name} answered 503: nothing listens at {}, or the port is not declared there", result.candidate.address),
+                    None,
+                ),
+                code => walk.broken(Code::ApplicationRefuses, format!("{name} answered {code}"), None),
+            }
+        }
+        OpenError::Tls(TlsError::NoIdentity) => {
+            walk.broken(Code::CertificateExpired, error.to_string(), None)
+        }
+        OpenError::Tls(_) => walk.broken(Code::PeerIdentity, all(), None),
+        _ => walk.broken(Code::EndpointUnreachable, all(), None),
+    }
+}
+
+#[cfg(test)]
+#[path = "why_tests.rs"]
+mod tests;
