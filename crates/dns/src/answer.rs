@@ -169,15 +169,13 @@ fn find(question: &Query, names: &dyn Names, client: &Client<'_>, seed: u64) -> 
     } else {
         TTL_SECONDS
     };
-    let mut data: Vec<RData> = match question.query_type() {
-        RecordType::A => found.addresses.v4.iter().map(|&ip| RData::A(A(ip))).collect(),
-        RecordType::AAAA => found
-            .addresses
-            .v6
-            .iter()
-            .map(|&ip| RData::AAAA(AAAA(ip)))
-            .collect(),
-        _ => Vec::new(),
+    let addresses = &found.addresses;
+    let mut data: Vec<RData> = if question.query_type() == RecordType::A {
+        addresses.v4.iter().map(|&ip| RData::A(A(ip))).collect()
+    } else if question.query_type() == RecordType::AAAA {
+        addresses.v6.iter().map(|&ip| RData::AAAA(AAAA(ip))).collect()
+    } else {
+        Vec::new()
     };
     shuffle(&mut data, seed);
     let mut records = Vec::with_capacity(data.len() + 1);

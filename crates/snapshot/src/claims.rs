@@ -1,13 +1,9 @@
-use std::{hash::BuildHasherDefault, sync::Arc};
+use crate::mix;
+use std::sync::Arc;
 use tombolo_destination::{Service, Workload};
 
-/// A persistent hash map whose hashes are the same in every process: no randomness in this layer.
-pub(crate) type Map<K, V> = imbl::GenericHashMap<
-    K,
-    V,
-    BuildHasherDefault<std::hash::DefaultHasher>,
-    imbl::shared_ptr::DefaultSharedPtr,
->;
+/// A persistent hash map whose hashes are the same in every process.
+pub(crate) type Map<K, V> = imbl::GenericHashMap<K, V, mix::State, imbl::shared_ptr::DefaultSharedPtr>;
 
 /// Those who claim one address or name, the rightful first. Nearly always one.
 #[derive(Debug, Clone)]

@@ -1,5 +1,6 @@
 //! From the control plane's messages to typed records. Whatever is refused here is refused alone.
 
+use crate::mix;
 use std::{
     collections::{HashMap, HashSet},
     fmt,
@@ -22,13 +23,17 @@ type Refused<T> = Result<T, String>;
 /// zone and services.
 #[derive(Default)]
 pub(crate) struct Interner {
-    texts: HashSet<Arc<str>>,
-    names: HashMap<Box<str>, NamespacedName>,
-    trust_domains: HashMap<Box<str>, TrustDomain>,
+    empty: Arc<str>,
+    texts: HashSet<Arc<str>, mix::State>,
+    names: HashMap<Box<str>, NamespacedName, mix::State>,
+    trust_domains: HashMap<Box<str>, TrustDomain, mix::State>,
 }
 
 impl Interner {
     fn text(&mut self, text: &str) -> Arc<str> {
+        if text.is_empty() {
+            return self.empty.clone();
+        }
         if let Some(known) = self.texts.get(text) {
             return known.clone();
         }

@@ -9,7 +9,7 @@
 //! text         length (LEB128), bytes
 //! ```
 
-use crate::{own::Own, snapshot::Snapshot};
+use crate::{mix::checksum, own::Own, snapshot::Snapshot};
 use prost::encoding::{decode_varint, encode_varint};
 use tombolo_proto::{type_url, xds};
 use tombolo_types::AddressPlan;
@@ -172,19 +172,6 @@ fn take<'b>(body: &mut &'b [u8]) -> Result<&'b [u8], SnapshotError> {
 
 fn take_text<'b>(body: &mut &'b [u8]) -> Result<&'b str, SnapshotError> {
     std::str::from_utf8(take(body)?).map_err(|_| SnapshotError::Damaged)
-}
-
-/// A 64-bit checksum against accidents, eight bytes a step. Each step is a bijection of the state, so any change
-/// within one word is always seen, and others with a chance of 2^-64 not to be.
-fn checksum(bytes: &[u8]) -> u64 {
-    let step = |sum: u64, word: u64| (sum ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
-    let (words, rest) = bytes.as_chunks::<8>();
-    let sum = words.iter().fold(bytes.len() as u64, |sum, word| {
-        step(sum, u64::from_le_bytes(*word))
-    });
-    let mut last = [0; 8];
-    last[..rest.len()].copy_from_slice(rest);
-    step(sum, u64::from_le_bytes(last))
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@
 mod claims;
 mod convert;
 mod disk;
+mod mix;
 mod own;
 mod policies;
 mod registry;

@@ -336,7 +336,7 @@ proptest! {
         let near = |w: &Workload, scope: &Scope| match scope {
             Scope::Network => true,
             Scope::Region => &*w.locality.region == "eu",
-            _ => &*w.locality.zone == "eu-1",
+            Scope::Zone | Scope::Subzone | Scope::Node | Scope::Cluster => &*w.locality.zone == "eu-1",
         };
         let usable: Vec<&Workload> = workloads.iter().filter(|w| {
             (w.healthy || allow_unhealthy) && w.capacity > 0 && &*w.network == "net" && !w.addresses.is_empty()
