@@ -164,7 +164,7 @@ has() { grep -q "^$2()" "$PACKAGING/scripts/$1.sh"; }
 deb_verbs() { # deb_verbs PACKAGE SCRIPT
   case $2 in
     preinst) ! has "$1" before_install || echo 'case "$1" in install) before_install ;; esac' ;;
-    postinst) echo 'case "$1" in configure) if [ -z "${2:-}" ]; then after_install; else after_upgrade; fi ;; abort-*) after_upgrade ;; esac' ;;
+    postinst) echo 'case "$1" in configure) if [ -z "${2:-}" ]; then after_install; else after_upgrade; fi ;; abort-upgrade) after_upgrade ;; abort-*) after_install ;; esac' ;;
     prerm) ! has "$1" before_remove || echo 'case "$1" in remove) before_remove ;; esac' ;;
     postrm) echo 'case "$1" in remove) after_remove ;; purge) after_remove; after_purge ;; esac' ;;
   esac

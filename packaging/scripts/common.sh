@@ -77,6 +77,12 @@ remove_users() {
   done
 }
 
+# The group of operators belongs to agent and discovery alike; the last one to go takes it along.
+remove_admin_group() {
+  [ ! -e /usr/lib/sysusers.d/tombolo-agent.conf ] && [ ! -e /usr/lib/sysusers.d/tombolo-discovery.conf ] || return 0
+  ! getent group tombolo-admin >/dev/null || groupdel tombolo-admin || :
+}
+
 # remove_empty FOLDER…: shared with the other packages; the last one to go takes them along.
 remove_empty() {
   for folder in "$@"; do

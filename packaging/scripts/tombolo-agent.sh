@@ -57,5 +57,6 @@ after_purge() {
   rm -rf /var/lib/tombolo/agent /run/tombolo/agent /run/tombolo/netd
   rm -f /var/log/tombolo/agent.log* /var/log/tombolo/netd.log*
   remove_users tombolo-agent
+  remove_admin_group
   remove_empty /var/lib/tombolo /var/log/tombolo /run/tombolo /etc/tombolo
 }

@@ -36,6 +36,6 @@ after_purge() {
   rm -rf /var/lib/tombolo/discovery /run/tombolo/discovery /etc/tombolo/discovery.yaml
   rm -f /var/log/tombolo/discovery.log*
   remove_users tombolo-discovery
-  ! getent group tombolo-admin >/dev/null || groupdel tombolo-admin || :
+  remove_admin_group
   remove_empty /var/lib/tombolo /var/log/tombolo /run/tombolo /etc/tombolo
 }

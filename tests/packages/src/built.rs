@@ -39,7 +39,12 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     let result = command.output().with_context(|| format!("{command:?}"))?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     if !result.status.success() {
-        bail!("{command:?}: {}\n{}{}", result.status, text(&result.stdout), text(&result.stderr));
+        bail!(
+            "{command:?}: {}\n{}{}",
+            result.status,
+            text(&result.stdout),
+            text(&result.stderr)
+        );
     }
     Ok(text(&result.stdout))
 }
@@ -52,7 +57,9 @@ pub fn revision(number: u32) -> Result<&'static Built> {
     static BUILT: [OnceLock<Built>; 2] = [OnceLock::new(), OnceLock::new()];
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let cell = BUILT.get(number.wrapping_sub(1) as usize).context("there are revisions 1 and 2")?;
+    let cell = BUILT
+        .get(number.wrapping_sub(1) as usize)
+        .context("there are revisions 1 and 2")?;
     if let Some(built) = cell.get() {
         return Ok(built);
     }
@@ -87,6 +94,10 @@ impl Built {
             }
         }
         files.sort();
-        if files.is_empty() { bail!("no {ending} files") } else { Ok(files) }
+        if files.is_empty() {
+            bail!("no {ending} files")
+        } else {
+            Ok(files)
+        }
     }
 }

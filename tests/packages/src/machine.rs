@@ -37,7 +37,9 @@ impl Machine {
         if verb == "up" {
             command.args(&self.options);
         }
-        crate::built::output(&mut command).with_context(|| self.console()).map(drop)
+        crate::built::output(&mut command)
+            .with_context(|| self.console())
+            .map(drop)
     }
 
     /// Boots it and waits until its systemd has started everything.
@@ -90,8 +92,13 @@ impl Machine {
     pub fn sh_with(&self, line: &str, input: &str) -> Result<Output> {
         let mut command = self.script("run");
         command.args(["sh", "-c", line]);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().with_context(|| format!("{}: {line}", self.name))?;
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("{}: {line}", self.name))?;
         if let Some(mut stdin) = child.stdin.take() {
             // A command that does not read its input closes it.
             let _ = stdin.write_all(input.as_bytes());
@@ -110,7 +117,11 @@ impl Machine {
     /// With everything it said, unless it exits with 0.
     pub fn ok(&self, line: &str) -> Result<String> {
         let output = self.sh(line)?.checked();
-        Ok(output.with_context(|| format!("{}: {line}", self.name))?.stdout.trim_end().to_owned())
+        Ok(output
+            .with_context(|| format!("{}: {line}", self.name))?
+            .stdout
+            .trim_end()
+            .to_owned())
     }
 
     /// Runs a shell command line until it succeeds.
@@ -127,7 +138,10 @@ impl Machine {
     /// When it cannot be written.
     pub fn write(&self, path: &str, mode: &str, content: &str) -> Result<()> {
         let line = format!("mkdir -p \"$(dirname {path})\" && cat > {path} && chmod {mode} {path}");
-        self.sh_with(&line, content)?.checked().with_context(|| path.to_owned()).map(drop)
+        self.sh_with(&line, content)?
+            .checked()
+            .with_context(|| path.to_owned())
+            .map(drop)
     }
 
     /// Makes the signed apt repository of a build known, as an administrator would, in a folder on the machine.
@@ -176,12 +190,24 @@ impl Machine {
     /// The end of its journal.
     pub fn journal(&self) -> String {
         let lines = self.sh("journalctl --no-pager -q -o short-precise -n 80 -u 'tombolo*' 2>&1");
-        format!("--- journal of {}\n{}", self.name, lines.map(|output| output.stdout).unwrap_or_default())
+        format!(
+            "--- journal of {}\n{}",
+            self.name,
+            lines.map(|output| output.stdout).unwrap_or_default()
+        )
     }
 
     fn console(&self) -> String {
-        let log = self.root.parent().map(|dir| dir.join("console.log")).unwrap_or_default();
-        format!("--- console of {}\n{}", self.name, std::fs::read_to_string(log).unwrap_or_default())
+        let log = self
+            .root
+            .parent()
+            .map(|dir| dir.join("console.log"))
+            .unwrap_or_default();
+        format!(
+            "--- console of {}\n{}",
+            self.name,
+            std::fs::read_to_string(log).unwrap_or_default()
+        )
     }
 }
 

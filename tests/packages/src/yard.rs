@@ -26,16 +26,32 @@ fn obstacle() -> Option<String> {
     if !nix::unistd::Uid::effective().is_root() {
         return Some("booting machines needs root".into());
     }
-    for tool in ["systemd-nspawn", "mmdebstrap", "ip", "dpkg-deb", "rpmbuild", "reprepro", "createrepo_c", "lintian", "rpmlint"] {
-        let found = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|dir| dir.join(tool).is_file());
+    for tool in [
+        "systemd-nspawn",
+        "mmdebstrap",
+        "ip",
+        "dpkg-deb",
+        "rpmbuild",
+        "reprepro",
+        "createrepo_c",
+        "lintian",
+        "rpmlint",
+    ] {
+        let found = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
+            .any(|dir| dir.join(tool).is_file());
         if !found {
             return Some(format!("{tool} is missing (packaging/setup.sh installs it)"));
         }
     }
     if !binaries().join("tombolo-agent").exists() {
-        return Some(format!("no programs in {} (cargo build --release)", binaries().display()));
+        return Some(format!(
+            "no programs in {} (cargo build --release)",
+            binaries().display()
+        ));
     }
-    output(Command::new(script()).arg("base")).err().map(|error| format!("no root to boot from: {error:#}"))
+    output(Command::new(script()).arg("base"))
+        .err()
+        .map(|error| format!("no root to boot from: {error:#}"))
 }
 
 fn script() -> PathBuf {
@@ -67,9 +83,18 @@ impl Yard {
         let dir = tempfile::Builder::new().prefix("yard").tempdir_in("/var/tmp")?;
         let prefix = format!("tb{}-{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let hub = format!("{prefix}-hub");
-        let yard = Self { dir, prefix, machines: AtomicU32::new(0) };
+        let yard = Self {
+            dir,
+            prefix,
+            machines: AtomicU32::new(0),
+        };
         ip(&format!("netns add {hub}"))?;
-        for line in ["link set lo up", "link add br0 type bridge", "addr add 10.77.0.1/24 dev br0", "link set br0 up"] {
+        for line in [
+            "link set lo up",
+            "link add br0 type bridge",
+            "addr add 10.77.0.1/24 dev br0",
+            "link set br0 up",
+        ] {
             ip(&format!("-n {hub} {line}"))?;
         }
         Ok(yard)
@@ -94,7 +119,9 @@ impl Yard {
         ip(&format!("netns add {ns}"))?;
         ip(&format!("-n {ns} link set lo up"))?;
         // Outside of the machine: its links are as they are, however often it boots.
-        ip(&format!("-n {hub} link add v{number} type veth peer name eth0 netns {ns}"))?;
+        ip(&format!(
+            "-n {hub} link add v{number} type veth peer name eth0 netns {ns}"
+        ))?;
         ip(&format!("-n {hub} link set v{number} master br0 up"))?;
         ip(&format!("-n {ns} addr add {address}/24 dev eth0"))?;
         ip(&format!("-n {ns} link set eth0 up"))?;
@@ -103,7 +130,10 @@ impl Yard {
             name: name.to_owned(),
             address,
             script: script(),
-            env: vec![("BOX_DIR", self.dir.path().display().to_string()), ("BOX_PREFIX", self.prefix.clone())],
+            env: vec![
+                ("BOX_DIR", self.dir.path().display().to_string()),
+                ("BOX_PREFIX", self.prefix.clone()),
+            ],
             root: self.dir.path().join(name).join("root"),
             options: options.iter().map(|&option| option.to_owned()).collect(),
         };
