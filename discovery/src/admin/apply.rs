@@ -325,13 +325,23 @@ fn read_all(given: &[pb::Object]) -> Result<Vec<Resource>, Refusal> {
     }
     let (mut resources, mut findings, mut seen) = (Vec::new(), Vec::new(), BTreeSet::new());
     for (index, object) in given.iter().enumerate() {
-        let json = match serde_json::from_str(&object.json) {
+        let json: serde_json::Value = match serde_json::from_str(&object.json) {
             Ok(json) => json,
             Err(error) => {
                 findings.push(format!("object {}: {error}", index + 1));
                 continue;
             }
         };
+        let (kind, namespace) = (json["kind"].as_str(), json["metadata"]["namespace"].as_str());
+        if let (Some(kind @ ("WorkloadGroup" | "JoinToken")), Some(namespace)) = (kind, namespace)
+            && reserved_namespace(namespace)
+        {
+            // A code of its own: this is not a slip of the pen.
+            return Err(Refusal::new(
+                Code::Reserved,
+                format_args!("no {kind} may be in {namespace}"),
+            ));
+        }
         match Resource::from_json(&json) {
             Ok(resource) if resource.kind().is_internal() => {
                 findings.push(format!(
