@@ -18,8 +18,6 @@ pub(crate) struct Placed {
     pub(crate) vips: Arc<[IpAddr]>,
     /// No address of its own: `vips` are those of its instances.
     pub(crate) headless: bool,
-    /// Made here for an instance that has a virtual address and a name, but no Service of its own.
-    pub(crate) instance: bool,
 }
 
 /// Workloads, services and the virtual addresses given to services by override, with every index over them.
@@ -28,8 +26,6 @@ pub(crate) struct Registry {
     pub(crate) workloads: Map<Arc<str>, Arc<Held<Workload>>>,
     by_address: Map<NetworkAddress, Claims<ByUid>>,
     endpoints: Map<NamespacedName, ByUidMap>,
-    /// By namespace and per-instance host name.
-    instances: Map<NamespacedName, ByUidMap>,
     /// Records with this agent's own name; more than one only while it is being replaced.
     own: ByUidMap,
     pub(crate) services: OrdMap<NamespacedName, Arc<Held<Service>>>,
@@ -40,10 +36,10 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    pub(crate) fn upsert_workload(&mut self, held: Arc<Held<Workload>>, plan: &AddressPlan, own: &Own) {
+    pub(crate) fn upsert_workload(&mut self, held: Arc<Held<Workload>>, own: &Own) {
         let new = &held.item;
         if let Some(old) = self.workloads.insert(new.uid.clone(), held.clone()) {
-            self.forget_workload(&old.item, Some(new), plan, own);
+            self.forget_workload(&old.item, Some(new), own);
         }
         for &address in &new.addresses {
             let at = NetworkAddress {
@@ -61,32 +57,19 @@ impl Registry {
         if is_own(new, own) {
             self.own.insert(new.uid.clone(), new.clone());
         }
-        if let Some(key) = instance_key(new) {
-            self.instances
-                .entry(key.clone())
-                .or_default()
-                .insert(new.uid.clone(), new.clone());
-            self.place(&key, plan, own);
-        }
     }
 
     /// False if there is no such workload.
-    pub(crate) fn remove_workload(&mut self, uid: &str, plan: &AddressPlan, own: &Own) -> bool {
+    pub(crate) fn remove_workload(&mut self, uid: &str, own: &Own) -> bool {
         let Some(old) = self.workloads.remove(uid) else {
             return false;
         };
-        self.forget_workload(&old.item, None, plan, own);
+        self.forget_workload(&old.item, None, own);
         true
     }
 
     /// Takes a workload out of every index where `new` does not take its place.
-    fn forget_workload(
-        &mut self,
-        old: &Arc<Workload>,
-        new: Option<&Workload>,
-        plan: &AddressPlan,
-        own: &Own,
-    ) {
+    fn forget_workload(&mut self, old: &Arc<Workload>, new: Option<&Workload>, own: &Own) {
         for &address in &old.addresses {
             if new.is_none_or(|new| new.network != old.network || !new.addresses.contains(&address)) {
                 let at = NetworkAddress {
@@ -103,10 +86,6 @@ impl Registry {
         }
         if new.is_none_or(|new| !is_own(new, own)) {
             self.own.remove(&old.uid);
-        }
-        if let Some(key) = instance_key(old) {
-            take_out(&mut self.instances, &key, &old.uid);
-            self.place(&key, plan, own);
         }
     }
 
@@ -167,13 +146,7 @@ impl Registry {
 
     fn compose(&self, key: &NamespacedName, plan: &AddressPlan) -> Option<Placed> {
         let given = self.overrides.get(key).map(|held| held.item.as_slice());
-        let (service, instance) = match self.services.get(key) {
-            Some(held) => (held.item.clone(), false),
-            None => (
-                Arc::new(instance_service(key, self.instances.get(key)?, given?)?),
-                true,
-            ),
-        };
+        let service = self.services.get(key)?.item.clone();
         let families = |address: &IpAddr| match service.ip_families {
             IpFamilies::V4Only => address.is_ipv4(),
             IpFamilies::V6Only => address.is_ipv6(),
@@ -190,12 +163,11 @@ impl Registry {
             .collect();
         vips.sort_unstable();
         vips.dedup();
-        let headless = !instance && service.addresses.is_empty() && service.prefixes.is_empty();
+        let headless = service.addresses.is_empty() && service.prefixes.is_empty();
         Some(Placed {
             service,
             vips: vips.into(),
             headless,
-            instance,
         })
     }
 
@@ -205,7 +177,6 @@ impl Registry {
         self.workloads.is_empty()
             && self.by_address.is_empty()
             && self.endpoints.is_empty()
-            && self.instances.is_empty()
             && self.own.is_empty()
             && self.services.is_empty()
             && self.overrides.is_empty()
@@ -233,13 +204,7 @@ impl Registry {
     }
 
     pub(crate) fn endpoints(&self, key: &NamespacedName) -> impl Iterator<Item = &Arc<Workload>> {
-        let instance = self.placed.get(key).is_some_and(|placed| placed.instance);
-        let map = if instance {
-            &self.instances
-        } else {
-            &self.endpoints
-        };
-        map.get(key).into_iter().flat_map(OrdMap::values)
+        self.endpoints.get(key).into_iter().flat_map(OrdMap::values)
     }
 
     /// The service that exactly this host name means for a client in a namespace.
@@ -281,8 +246,7 @@ fn address_claims(placed: &Placed, own: &Own) -> Vec<(IpAddr, ByRight)> {
             .filter(|other| other.is_ipv4() == address.is_ipv4())
             .count()
     };
-    let direct =
-        |address: IpAddr| placed.instance || service.addresses.iter().any(|at| at.address == address);
+    let direct = |address: IpAddr| service.addresses.iter().any(|at| at.address == address);
     let virtual_ones = placed
         .vips
         .iter()
@@ -305,37 +269,6 @@ fn address_claims(placed: &Placed, own: &Own) -> Vec<(IpAddr, ByRight)> {
             )
         })
         .collect()
-}
-
-/// The service of one instance: reached at the virtual addresses of its name, at the ports that it serves.
-fn instance_service(key: &NamespacedName, instances: &ByUidMap, vips: &[IpAddr]) -> Option<Service> {
-    let mut service = Service::new(key.namespace.clone(), key.name.parse().ok()?);
-    for workload in instances.values() {
-        for map in workload
-            .services
-            .values()
-            .flatten()
-            .filter(|map| map.target_port != 0)
-        {
-            if service.port(map.service_port).is_none() {
-                service.ports.push(*map);
-            }
-        }
-    }
-    // In the default network: virtual addresses mean the same on every host of this discovery.
-    service.addresses = vips
-        .iter()
-        .map(|&address| NetworkAddress {
-            network: "".into(),
-            address,
-        })
-        .collect();
-    Some(service)
-}
-
-fn instance_key(workload: &Workload) -> Option<NamespacedName> {
-    let host = &workload.hostname;
-    (!host.is_empty()).then(|| NamespacedName::new(workload.namespace.clone(), host.clone()))
 }
 
 fn is_own(workload: &Workload, own: &Own) -> bool {

@@ -89,7 +89,7 @@ impl Snapshot {
                         });
                         let record = checked.map_err(rejected(name))?;
                         self.registry
-                            .upsert_workload(Held::new(record, payload), &self.plan, &self.own);
+                            .upsert_workload(Held::new(record, payload), &self.own);
                     }
                     Some(wds::address::Type::Service(wire)) => {
                         let checked = convert::service(interner, &wire).and_then(|record| {
@@ -163,7 +163,7 @@ impl Snapshot {
         match type_url {
             // A workload's uid first; a service's name has exactly one slash.
             type_url::ADDRESS => {
-                if !self.registry.remove_workload(name, &self.plan, &self.own)
+                if !self.registry.remove_workload(name, &self.own)
                     && let Some(key) = key()
                 {
                     self.registry.remove_service(&key, &self.plan, &self.own);
