@@ -90,28 +90,35 @@ pub(crate) fn shown(problem: &Problem) -> String {
 }
 
 fn exit_of(code: Code) -> u8 {
-    match code {
-        Code::Unreachable
-        | Code::NoControlPlane
-        | Code::NetdUnreachable
-        | Code::AdminUnreachable
-        | Code::AgentUnreachable => UNREACHABLE,
-        Code::NotReady => TIMEOUT,
-        Code::Usage => USAGE,
-        Code::TokenExpired
-        | Code::TokenSpent
-        | Code::TokenUnknown
-        | Code::TokenSource
-        | Code::TokenProof
-        | Code::PinMismatch
-        | Code::NotDiscovery
-        | Code::DeviceRevoked
-        | Code::DeviceClone
-        | Code::DeviceUnknown
-        | Code::Forbidden
-        | Code::Reserved
-        | Code::NeedsRoot => REFUSED,
-        _ => ERROR,
+    use Code as C;
+    if matches!(
+        code,
+        C::Unreachable | C::NoControlPlane | C::NetdUnreachable | C::AdminUnreachable | C::AgentUnreachable
+    ) {
+        UNREACHABLE
+    } else if matches!(
+        code,
+        C::TokenExpired
+            | C::TokenSpent
+            | C::TokenUnknown
+            | C::TokenSource
+            | C::TokenProof
+            | C::PinMismatch
+            | C::NotDiscovery
+            | C::DeviceRevoked
+            | C::DeviceClone
+            | C::DeviceUnknown
+            | C::Forbidden
+            | C::Reserved
+            | C::NeedsRoot
+    ) {
+        REFUSED
+    } else if code == C::NotReady {
+        TIMEOUT
+    } else if code == C::Usage {
+        USAGE
+    } else {
+        ERROR
     }
 }
 
@@ -151,7 +158,14 @@ impl From<Status> for Failure {
                     "the other side does not know this verb: it is of an older version. See tombolo version",
                 );
             }
-            _ => return Self::plain(format!("discovery failed: {}", status.message())),
+            Rpc::Ok
+            | Rpc::Cancelled
+            | Rpc::Unknown
+            | Rpc::ResourceExhausted
+            | Rpc::FailedPrecondition
+            | Rpc::OutOfRange
+            | Rpc::Internal
+            | Rpc::DataLoss => return Self::plain(format!("discovery failed: {}", status.message())),
         };
         Self::Problem(Problem::from_status(&status, code))
     }

@@ -93,22 +93,17 @@ fn parse(file: &str, text: &str, namespace: Option<&str>) -> Result<Vec<Resource
 }
 
 /// The objects of a document: nothing, itself, or the items of a List.
-fn items(document: Value) -> Vec<Value> {
-    match document {
-        Value::Null => Vec::new(),
-        Value::Object(mut list)
-            if list
-                .get("kind")
-                .and_then(Value::as_str)
-                .is_some_and(|kind| kind.ends_with("List"))
-                && list.get("items").is_some_and(Value::is_array) =>
-        {
-            match list.remove("items") {
-                Some(Value::Array(items)) => items,
-                _ => Vec::new(),
-            }
-        }
-        other => vec![other],
+fn items(mut document: Value) -> Vec<Value> {
+    if document.is_null() {
+        return Vec::new();
+    }
+    let is_list = document
+        .get("kind")
+        .and_then(Value::as_str)
+        .is_some_and(|kind| kind.ends_with("List"));
+    match document.get_mut("items").and_then(Value::as_array_mut) {
+        Some(items) if is_list => std::mem::take(items),
+        _ => vec![document],
     }
 }
 

@@ -56,18 +56,16 @@ async fn dial(path: &Path, code: Code) -> Result<Channel, Failure> {
     let failure =
         |error: &dyn std::fmt::Display| Failure::coded(code, format!("{}: {error}", path.display()));
     // Connected here and not by the channel: the operating system's reason is the message.
-    let socket = UnixStream::connect(path)
-        .await
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::PermissionDenied => Failure::coded(
-                Code::Forbidden,
-                format!(
-                    "{}: only root and the group tombolo-admin may use this socket",
-                    path.display()
-                ),
-            ),
-            _ => failure(&error),
-        })?;
+    let socket = UnixStream::connect(path).await.map_err(|error| {
+        if error.kind() == io::ErrorKind::PermissionDenied {
+            let cause = format!(
+                "{}: only root and the group tombolo-admin may use this socket",
+                path.display()
+            );
+            return Failure::coded(Code::Forbidden, cause);
+        }
+        failure(&error)
+    })?;
     let mut socket = Some(hyper_util::rt::TokioIo::new(socket));
     let connector = tower::service_fn(move |_| {
         let socket = socket.take();
@@ -82,10 +80,11 @@ async fn dial(path: &Path, code: Code) -> Result<Channel, Failure> {
 
 /// The reason of a call to the agent that failed: its own word, or that it does not answer.
 pub(crate) fn agent_failure(status: tonic::Status) -> Failure {
-    match Failure::from(status) {
-        Failure::Problem(problem) if problem.code == Code::AdminUnreachable => {
-            Failure::coded(Code::AgentUnreachable, problem.cause)
-        }
-        other => other,
+    let mut failure = Failure::from(status);
+    if let Failure::Problem(problem) = &mut failure
+        && problem.code == Code::AdminUnreachable
+    {
+        problem.code = Code::AgentUnreachable;
     }
+    failure
 }

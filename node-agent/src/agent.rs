@@ -329,15 +329,15 @@ async fn data_path(
 
 /// netd's own word where it has one.
 fn netd_problem(error: NetdError) -> Problem {
-    match error {
-        NetdError::Io(error) if error.kind() == io::ErrorKind::PermissionDenied => Problem::new(
-            Code::NetdUnreachable,
-            format!("{error}: does the agent run as netd's --agent-user?"),
-        ),
-        NetdError::Io(error) => Problem::new(Code::NetdUnreachable, error),
-        other => Problem::from_message(&other.to_string())
-            .unwrap_or_else(|| Problem::new(Code::NetdUnreachable, other.to_string())),
+    if let NetdError::Io(error) = &error {
+        let mut cause = error.to_string();
+        if error.kind() == io::ErrorKind::PermissionDenied {
+            cause.push_str(": does the agent run as netd's --agent-user?");
+        }
+        return Problem::new(Code::NetdUnreachable, cause);
     }
+    let text = error.to_string();
+    Problem::from_message(&text).unwrap_or_else(|| Problem::new(Code::NetdUnreachable, text))
 }
 
 /// Goes without a failed request: tells discovery, gives callers time to hear of it, then lets what is open end.

@@ -228,9 +228,9 @@ mod tests {
     use super::*;
 
     fn load(text: &str, workers: Option<usize>) -> anyhow::Result<Loaded> {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir()?;
         let path = dir.path().join("agent.yaml");
-        fs::write(&path, text).unwrap();
+        fs::write(&path, text)?;
         Args {
             config: Some(path),
             workers: workers.and_then(NonZeroUsize::new),

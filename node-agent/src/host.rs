@@ -36,17 +36,15 @@ pub(crate) fn warn_of_privilege() {
 ///
 /// Source: resolv.conf(5).
 pub(crate) fn search_domains(resolv_conf: &str) -> Vec<String> {
-    let line = resolv_conf
-        .lines()
-        .map(str::split_whitespace)
-        .filter_map(|mut words| {
-            let keyword = words.next()?;
-            matches!(keyword, "search" | "domain")
-                .then(|| words.map(|d| d.trim_matches('.').to_ascii_lowercase()))
-        });
-    line.last()
-        .map(|domains| domains.filter(|domain| !domain.is_empty()).collect())
-        .unwrap_or_default()
+    let mut domains = Vec::new();
+    for line in resolv_conf.lines() {
+        let mut words = line.split_whitespace();
+        if matches!(words.next(), Some("search" | "domain")) {
+            let names = words.map(|domain| domain.trim_matches('.').to_ascii_lowercase());
+            domains = names.filter(|domain| !domain.is_empty()).collect();
+        }
+    }
+    domains
 }
 
 #[cfg(test)]

@@ -390,11 +390,14 @@ fn usable<'a>(walk: &mut Walk, endpoints: &'a Endpoints) -> Option<&'a Destinati
 
 /// How far a failure came: the farthest one says most about what is wrong.
 const fn progress(error: &OpenError) -> u8 {
-    match error {
-        OpenError::Status(_) => 3,
-        OpenError::Reset(_) | OpenError::Protocol(_) => 2,
-        OpenError::Tls(_) => 1,
-        _ => 0,
+    if matches!(error, OpenError::Status(_)) {
+        3
+    } else if matches!(error, OpenError::Reset(_) | OpenError::Protocol(_)) {
+        2
+    } else if matches!(error, OpenError::Tls(_)) {
+        1
+    } else {
+        0
     }
 }
 
@@ -436,50 +439,58 @@ fn peers(walk: &mut Walk, world: &Snapshot, results: &[ProbeResult]) {
         );
         return;
     };
-    let name = &result.candidate.workload.name;
     let all = || {
         list(
             failures()
                 .map(|(r, error)| format!("{} ({}): {error}", r.candidate.workload.name, r.candidate.hbone)),
         )
     };
-    match error {
-        OpenError::Status(code) => {
-            let who = result
-                .peer
-                .as_ref()
-                .map_or_else(String::new, |peer| format!(": {peer}"));
-            walk.ok(format!("{name} answers{who}"));
-            let own = world
-                .own_workload()
-                .is_some_and(|own| own.uid == result.candidate.workload.uid);
-            let port = result.candidate.address.port();
-            let declared = world
-                .exposure()
-                .is_none_or(|e| e.all_ports || e.ports.iter().any(|p| p.port == port));
-            match code {
-                401 | 403 => walk.broken(
-                    Code::PolicyDenies,
-                    format!("{name} answered {code}: a policy that this host does not see, or sees otherwise, denies"),
-                    None,
-                ),
-                503 if own && !declared => {
-                    walk.broken(Code::PortNotDeclared, format!("this host itself is the endpoint; port {port}"), None);
-                }
-                503 => walk.broken(
-                    Code::ApplicationRefuses,
-                    format!("{name} answered 503: nothing listens at {}, or the port is not declared there", result.candidate.address),
-                    None,
-                ),
-                code => walk.broken(Code::ApplicationRefuses, format!("{name} answered {code}"), None),
-            }
-        }
-        OpenError::Tls(TlsError::NoIdentity) => {
-            walk.broken(Code::CertificateExpired, error.to_string(), None)
-        }
-        OpenError::Tls(_) => walk.broken(Code::PeerIdentity, all(), None),
-        _ => walk.broken(Code::EndpointUnreachable, all(), None),
+    if let OpenError::Status(code) = error {
+        refused(walk, world, result, *code);
+    } else if let OpenError::Tls(TlsError::NoIdentity) = error {
+        walk.broken(Code::CertificateExpired, error.to_string(), None);
+    } else if let OpenError::Tls(_) = error {
+        walk.broken(Code::PeerIdentity, all(), None);
+    } else {
+        walk.broken(Code::EndpointUnreachable, all(), None);
     }
+}
+
+/// The endpoint proved itself and said no.
+fn refused(walk: &mut Walk, world: &Snapshot, result: &ProbeResult, status: u16) {
+    let (name, address) = (&result.candidate.workload.name, result.candidate.address);
+    let who = result
+        .peer
+        .as_ref()
+        .map_or_else(String::new, |peer| format!(": {peer}"));
+    walk.ok(format!("{name} answers{who}"));
+    let own = world
+        .own_workload()
+        .is_some_and(|own| own.uid == result.candidate.workload.uid);
+    let port = address.port();
+    let declared = world
+        .exposure()
+        .is_none_or(|e| e.all_ports || e.ports.iter().any(|p| p.port == port));
+    let (code, cause) = match status {
+        401 | 403 => {
+            let cause = format!(
+                "{name} answered {status}: a policy that this host does not see, or sees otherwise, denies"
+            );
+            (Code::PolicyDenies, cause)
+        }
+        503 if own && !declared => (
+            Code::PortNotDeclared,
+            format!("this host itself is the endpoint; port {port}"),
+        ),
+        503 => {
+            let cause = format!(
+                "{name} answered 503: nothing listens at {address}, or the port is not declared there"
+            );
+            (Code::ApplicationRefuses, cause)
+        }
+        other => (Code::ApplicationRefuses, format!("{name} answered {other}")),
+    };
+    walk.broken(code, cause, None);
 }
 
 #[cfg(test)]

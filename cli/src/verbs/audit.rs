@@ -56,7 +56,9 @@ fn shown(line: &str) -> String {
             format!("{text:?}")
         }
         Value::String(text) => text.clone(),
-        other => other.to_string(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
+            value.to_string()
+        }
     };
     let mut words: Vec<String> = fields.remove("time").iter().map(plain).collect();
     let says = |value: &Value| !matches!(value, Value::Null) && value.as_str() != Some("");

@@ -302,10 +302,11 @@ mod tests {
     }
 
     fn args(line: &str) -> Create {
-        match Line::parse_from(format!("token create {line}").split_whitespace()).verb {
-            Verb::Create(create) => create,
-            other => panic!("{other:?}"),
-        }
+        let Verb::Create(create) = Line::parse_from(format!("token create {line}").split_whitespace()).verb
+        else {
+            panic!("not create: {line}")
+        };
+        create
     }
 
     fn mesh() -> MeshResponse {

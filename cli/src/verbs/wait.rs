@@ -93,7 +93,10 @@ impl For {
                 (None, _) => false,
                 (Some(_), None) => true,
                 (Some(Value::String(text)), Some(wanted)) => text == wanted,
-                (Some(other), Some(wanted)) => other.to_string() == *wanted,
+                (Some(other), Some(wanted)) => {
+                    let shown = other.to_string();
+                    shown == *wanted
+                }
             },
         }
     }
