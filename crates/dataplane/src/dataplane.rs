@@ -37,6 +37,8 @@ const IDENTITY_LOOK: Duration = Duration::from_millis(250);
 const BYTES_EVERY: Duration = Duration::from_secs(5);
 /// Longest time that a trial connection waits for one endpoint.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Of the host's own name servers.
+const DNS_PORT: u16 = 53;
 /// Longest time that cut connections take to be gone.
 const CUT_GRACE: Duration = Duration::from_millis(500);
 
@@ -110,7 +112,7 @@ pub struct ProbeResult {
 
 /// The running data path. Dropping it changes nothing: it runs until its tasks are stopped.
 pub struct Dataplane {
-    context: Arc<Context>,
+    pub(crate) context: Arc<Context>,
     servers: Vec<Server>,
     capture: Option<Capture>,
     draining: TaskGroup,
@@ -130,12 +132,32 @@ impl Dataplane {
     ///
     /// # Errors
     /// When a listener cannot be opened.
-    #[allow(clippy::unused_async, reason = "listeners are tokio's: it must be called inside a runtime")]
+    #[allow(
+        clippy::unused_async,
+        reason = "listeners are tokio's: it must be called inside a runtime"
+    )]
     pub async fn start(inputs: Inputs, tasks: &TaskGroup) -> Result<Self, StartError> {
-        let Inputs { world, identity, own, plan, mut capture, metrics, access_log, settings } = inputs;
+        let Inputs {
+            world,
+            identity,
+            own,
+            plan,
+            mut capture,
+            metrics,
+            access_log,
+            settings,
+        } = inputs;
         // The receiver alone is for the loop; the rest answers for its counters.
         let events = mem::replace(&mut capture.events, mpsc::channel(1).1);
-        let parts = Parts { world, identity, own, plan, metrics, access_log, settings };
+        let parts = Parts {
+            world,
+            identity,
+            own,
+            plan,
+            metrics,
+            access_log,
+            settings,
+        };
         let mut dataplane = Self::assemble(parts, tasks)?;
         dataplane.capture = Some(capture);
         dataplane.take(events, tasks);
@@ -143,8 +165,16 @@ impl Dataplane {
     }
 
     /// Without capture.
-    fn assemble(parts: Parts, tasks: &TaskGroup) -> Result<Self, StartError> {
-        let Parts { world, identity, own, plan, metrics, access_log, settings } = parts;
+    pub(crate) fn assemble(parts: Parts, tasks: &TaskGroup) -> Result<Self, StartError> {
+        let Parts {
+            world,
+            identity,
+            own,
+            plan,
+            metrics,
+            access_log,
+            settings,
+        } = parts;
         let observer: Arc<dyn Observe> = Arc::new(Observer(Arc::clone(&metrics)));
         let admits = world.clone();
         let admit = move |peer: &Peer| peer.device.is_none_or(|device| !admits.peek().is_revoked(device));
@@ -168,11 +198,20 @@ impl Dataplane {
             endpoints: Endpoints::default(),
             pool,
         });
-        let inbound = Arc::new(Inbound { context: Arc::clone(&context) });
+        let inbound = Arc::new(Inbound {
+            context: Arc::clone(&context),
+        });
         let mut servers = Vec::new();
         for address in listen {
             let server = bind(address).and_then(|listener| {
-                serve(listener, &identity, Arc::clone(&inbound), limits, Arc::clone(&observer), tasks)
+                serve(
+                    listener,
+                    &identity,
+                    Arc::clone(&inbound),
+                    limits,
+                    Arc::clone(&observer),
+                    tasks,
+                )
             });
             match server {
                 Ok(server) => servers.push(server),
@@ -183,14 +222,24 @@ impl Dataplane {
                 Err(source) => return Err(StartError::Listen { address, source }),
             }
         }
-        let watch = Watch { context: Arc::clone(&context), identity, servers: servers.clone(), inbound };
+        let watch = Watch {
+            context: Arc::clone(&context),
+            identity,
+            servers: servers.clone(),
+            inbound,
+        };
         tasks.spawn_until_stopped("dataplane watch", watch.run());
-        Ok(Self { context, servers, capture: None, draining: tasks.child("dataplane drain") })
+        Ok(Self {
+            context,
+            servers,
+            capture: None,
+            draining: tasks.child("dataplane drain"),
+        })
     }
 
     fn take(&self, mut events: mpsc::Receiver<Captured>, tasks: &TaskGroup) {
         let context = Arc::clone(&self.context);
-        let names = Arc::new(Names::new(Arc::clone(&context)));
+        let names = Arc::new(Names::new(Arc::clone(&context), DNS_PORT));
         let (group, draining) = (tasks.clone(), self.draining.clone());
         tasks.spawn_until_stopped("dataplane events", async move {
             while let Some(event) = events.recv().await {
@@ -275,7 +324,11 @@ impl Dataplane {
         let probes = destination.candidates.iter().map(async |candidate| {
             let probed = outbound::probe(&self.context, destination, candidate, PROBE_TIMEOUT);
             let (outcome, peer) = probed.await;
-            ProbeResult { candidate: candidate.clone(), outcome, peer: peer.map(|peer| peer.id.clone()) }
+            ProbeResult {
+                candidate: candidate.clone(),
+                outcome,
+                peer: peer.map(|peer| peer.id.clone()),
+            }
         });
         join_all(probes).await
     }
@@ -285,14 +338,14 @@ impl Dataplane {
 const AFNOSUPPORT: i32 = nix::errno::Errno::EAFNOSUPPORT as i32;
 
 /// [`Inputs`] without capture.
-struct Parts {
-    world: Reader<Snapshot>,
-    identity: Arc<LiveIdentity>,
-    own: Own,
-    plan: AddressPlan,
-    metrics: Arc<Metrics>,
-    access_log: AccessLog,
-    settings: Settings,
+pub(crate) struct Parts {
+    pub(crate) world: Reader<Snapshot>,
+    pub(crate) identity: Arc<LiveIdentity>,
+    pub(crate) own: Own,
+    pub(crate) plan: AddressPlan,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) access_log: AccessLog,
+    pub(crate) settings: Settings,
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
@@ -309,9 +362,14 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// True if some port of the service at a virtual address has a healthy endpoint.
 fn answers_ping(world: &Snapshot, address: IpAddr) -> bool {
-    let Some(service) = world.service_by_address(address) else { return false };
+    let Some(service) = world.service_by_address(address) else {
+        return false;
+    };
     let source = world.source();
-    service.ports.iter().any(|map| resolve(world, &source, address, map.service_port).is_ok())
+    service
+        .ports
+        .iter()
+        .any(|map| resolve(world, &source, address, map.service_port).is_ok())
 }
 
 /// Wakes for changes of the world and of the own identity, and decides again about what is open.
@@ -358,7 +416,8 @@ impl Watch {
         self.recheck();
         let Some(own) = world.own_workload() else { return };
         let policies = world.policies_for(own);
-        let same = policies.len() == before.len() && policies.iter().zip(&*before).all(|(a, b)| Arc::ptr_eq(a, b));
+        let same =
+            policies.len() == before.len() && policies.iter().zip(&*before).all(|(a, b)| Arc::ptr_eq(a, b));
         if !same {
             flows.decide_again(&policies, &self.context.metrics);
             *before = policies.into_iter().cloned().collect();
@@ -366,9 +425,14 @@ impl Watch {
     }
 
     fn recheck(&self) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
         self.context.pool.recheck(now);
-        self.servers.iter().for_each(|server| server.recheck(now, |peer| self.inbound.admit(peer)));
+        self.servers
+            .iter()
+            .for_each(|server| server.recheck(now, |peer| self.inbound.admit(peer)));
     }
 }
 
@@ -377,10 +441,19 @@ struct Observer(Arc<Metrics>);
 
 impl Observe for Observer {
     fn handshake(&self, side: Side, result: &'static str) {
-        self.0.handshakes.get_or_create(&HandshakeLabels { side: side.as_str(), result }).inc();
+        self.0
+            .handshakes
+            .get_or_create(&HandshakeLabels {
+                side: side.as_str(),
+                result,
+            })
+            .inc();
     }
 
     fn connections(&self, side: Side, change: i64) {
-        self.0.tunnel_connections.get_or_create(&SideLabels { side: side.as_str() }).inc_by(change);
+        self.0
+            .tunnel_connections
+            .get_or_create(&SideLabels { side: side.as_str() })
+            .inc_by(change);
     }
 }

@@ -38,7 +38,10 @@ impl Endpoints {
 
     /// True while it rests after failures.
     pub(crate) fn is_ejected(&self, endpoint: SocketAddr, now: Instant) -> bool {
-        self.seen().get(&endpoint).and_then(|seen| seen.ejected_until).is_some_and(|until| now < until)
+        self.seen()
+            .get(&endpoint)
+            .and_then(|seen| seen.ejected_until)
+            .is_some_and(|until| now < until)
     }
 
     /// Counts a connection until the guard is dropped.
@@ -48,7 +51,10 @@ impl Endpoints {
             seen.retain(|_, seen| seen.open > 0);
         }
         seen.entry(endpoint).or_default().open += 1;
-        Outstanding { endpoints: self.clone(), endpoint }
+        Outstanding {
+            endpoints: self.clone(),
+            endpoint,
+        }
     }
 
     /// It did not take a connection: it rests.
@@ -57,7 +63,9 @@ impl Endpoints {
         let seen = seen.entry(endpoint).or_default();
         // Connections that failed together are one failure.
         if seen.ejected_until.is_none_or(|until| until <= now) {
-            let rest = EJECTION_MIN.saturating_mul(1 << seen.failures.min(5)).min(EJECTION_MAX);
+            let rest = EJECTION_MIN
+                .saturating_mul(1 << seen.failures.min(5))
+                .min(EJECTION_MAX);
             seen.ejected_until = Some(now + rest);
             seen.failures += 1;
         }
@@ -103,7 +111,10 @@ mod tests {
         for rest in [1, 2, 4, 8, 16, 30, 30] {
             endpoints.failed(endpoint, now);
             endpoints.failed(endpoint, now); // at the same time: counts once
-            assert!(endpoints.is_ejected(endpoint, now + Duration::from_secs(rest) - Duration::from_millis(1)));
+            assert!(endpoints.is_ejected(
+                endpoint,
+                now + Duration::from_secs(rest) - Duration::from_millis(1)
+            ));
             now += Duration::from_secs(rest);
             assert!(!endpoints.is_ejected(endpoint, now), "{rest}");
         }
@@ -111,7 +122,10 @@ mod tests {
         endpoints.succeeded(endpoint);
         assert!(!endpoints.is_ejected(endpoint, now));
         endpoints.failed(endpoint, now);
-        assert!(!endpoints.is_ejected(endpoint, now + EJECTION_MIN), "the count starts again");
+        assert!(
+            !endpoints.is_ejected(endpoint, now + EJECTION_MIN),
+            "the count starts again"
+        );
     }
 
     #[test]

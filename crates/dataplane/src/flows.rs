@@ -86,7 +86,12 @@ impl Flow {
     /// Starts counting.
     pub(crate) fn count_in(&self, tcp: TcpMetrics, all: Arc<Metrics>) {
         tcp.opened.inc();
-        let counted = Counted { tcp, all, to_stream: AtomicU64::new(0), from_stream: AtomicU64::new(0) };
+        let counted = Counted {
+            tcp,
+            all,
+            to_stream: AtomicU64::new(0),
+            from_stream: AtomicU64::new(0),
+        };
         // Called once.
         let _ = self.metrics.set(counted);
     }
@@ -162,7 +167,11 @@ impl Flows {
         let id = self.0.next.fetch_add(1, Ordering::Relaxed);
         let flow = Arc::new(flow);
         self.open().insert(id, Arc::clone(&flow));
-        Registered { flows: self.clone(), id, flow }
+        Registered {
+            flows: self.clone(),
+            id,
+            flow,
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -189,8 +198,18 @@ impl Flows {
                 continue;
             }
             if let Verdict::Deny { policy, reason } = flow.decide(policies.iter().map(|policy| &***policy)) {
-                flow.cut(CutReason { reason, flag: "UAEX", policy });
-                metrics.cut.get_or_create(&RefusalLabels { direction: flow.direction.as_str(), reason }).inc();
+                flow.cut(CutReason {
+                    reason,
+                    flag: "UAEX",
+                    policy,
+                });
+                metrics
+                    .cut
+                    .get_or_create(&RefusalLabels {
+                        direction: flow.direction.as_str(),
+                        reason,
+                    })
+                    .inc();
             }
         }
     }
@@ -200,15 +219,31 @@ impl Flows {
         let reason = "device_revoked";
         for flow in self.all() {
             if flow.device().is_some_and(&revoked) && !flow.monitor.is_cut() {
-                flow.cut(CutReason { reason, flag: "UAEX", policy: None });
-                metrics.cut.get_or_create(&RefusalLabels { direction: flow.direction.as_str(), reason }).inc();
+                flow.cut(CutReason {
+                    reason,
+                    flag: "UAEX",
+                    policy: None,
+                });
+                metrics
+                    .cut
+                    .get_or_create(&RefusalLabels {
+                        direction: flow.direction.as_str(),
+                        reason,
+                    })
+                    .inc();
             }
         }
     }
 
     /// Cuts everything.
     pub(crate) fn cut_all(&self, reason: &'static str) {
-        self.all().iter().for_each(|flow| flow.cut(CutReason { reason, flag: "DT", policy: None }));
+        self.all().iter().for_each(|flow| {
+            flow.cut(CutReason {
+                reason,
+                flag: "DT",
+                policy: None,
+            })
+        });
     }
 }
 
@@ -245,17 +280,35 @@ mod tests {
         let flows = Flows::default();
         let metrics = Arc::new(Metrics::new());
         let address = "10.0.0.1:80".parse().unwrap();
-        let flow = Flow::new(Direction::Inbound, address, address, "".into(), None, Instant::now());
+        let flow = Flow::new(
+            Direction::Inbound,
+            address,
+            address,
+            "".into(),
+            None,
+            Instant::now(),
+        );
         let registered = flows.register(flow);
         let tcp = TcpMetrics::default();
         registered.flow.count_in(tcp.clone(), Arc::clone(&metrics));
         registered.flow.monitor.add(5, 7);
         flows.flush();
         flows.flush();
-        assert_eq!((tcp.opened.get(), tcp.sent.get(), tcp.received.get(), tcp.closed.get()), (1, 5, 7, 0));
+        assert_eq!(
+            (
+                tcp.opened.get(),
+                tcp.sent.get(),
+                tcp.received.get(),
+                tcp.closed.get()
+            ),
+            (1, 5, 7, 0)
+        );
         registered.flow.monitor.add(1, 1);
         drop(registered);
         assert_eq!((tcp.sent.get(), tcp.received.get(), tcp.closed.get()), (6, 8, 1));
-        assert_eq!((metrics.bytes_out.get(), metrics.bytes_in.get(), flows.len()), (6, 8, 0));
+        assert_eq!(
+            (metrics.bytes_out.get(), metrics.bytes_in.get(), flows.len()),
+            (6, 8, 0)
+        );
     }
 }

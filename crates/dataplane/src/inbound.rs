@@ -9,7 +9,6 @@ use crate::{
 use http::{Method, StatusCode};
 use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
 use std::{
-    future::Future,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     sync::Arc,
@@ -33,11 +32,12 @@ pub(crate) struct Inbound {
 
 impl Service for Inbound {
     fn admit(&self, peer: &Peer) -> bool {
-        peer.device.is_none_or(|device| !self.context.world.peek().is_revoked(device))
+        peer.device
+            .is_none_or(|device| !self.context.world.peek().is_revoked(device))
     }
 
-    fn connect(self: Arc<Self>, incoming: Incoming) -> impl Future<Output = ()> + Send + 'static {
-        async move { serve(&self.context, incoming).await }
+    async fn connect(self: Arc<Self>, incoming: Incoming) {
+        serve(&self.context, incoming).await;
     }
 }
 
@@ -64,7 +64,11 @@ struct Refused {
 impl From<Reject> for Refused {
     fn from(reject: Reject) -> Self {
         let status = shown(&reject).status;
-        Self { reject, status, policy: None }
+        Self {
+            reject,
+            status,
+            policy: None,
+        }
     }
 }
 
@@ -93,14 +97,25 @@ pub(crate) fn delivery(
         }
         Authority::Name { host, port } => {
             let unknown = |reason| Reject::new(RejectClass::NoRoute, reason).with_detail(authority);
-            let service = world.service_by_host(host, &own.namespace).ok_or_else(|| unknown("unknown_service"))?;
-            let own_ports = own.services.get(&service.key).ok_or_else(|| unknown("not_an_own_service"))?;
-            let mapped = own_ports.iter().find(|map| map.service_port == *port).map(|map| map.target_port);
+            let service = world
+                .service_by_host(host, &own.namespace)
+                .ok_or_else(|| unknown("unknown_service"))?;
+            let own_ports = own
+                .services
+                .get(&service.key)
+                .ok_or_else(|| unknown("not_an_own_service"))?;
+            let mapped = own_ports
+                .iter()
+                .find(|map| map.service_port == *port)
+                .map(|map| map.target_port);
             let target = mapped
                 .or_else(|| service.port(*port).map(|map| map.target_port))
                 .filter(|&target| target != 0)
                 .ok_or_else(|| unknown("unknown_port"))?;
-            let address = own.addresses.first().ok_or_else(|| stale("own_address_unknown"))?;
+            let address = own
+                .addresses
+                .first()
+                .ok_or_else(|| stale("own_address_unknown"))?;
             (*address, target, Some(Arc::clone(service)))
         }
     };
@@ -118,18 +133,27 @@ pub(crate) fn delivery(
         None if exposure.all_ports && port != 22 => false,
         None => return Err(undeclared()),
     };
-    Ok(Delivery { address, port, loopback, service })
+    Ok(Delivery {
+        address,
+        port,
+        loopback,
+        service,
+    })
 }
 
 /// The socket address of the application: loopback if so declared, else the own address that was meant, or, where that
 /// is a NAT's and not this host's, the one that the peer has reached.
-pub(crate) fn local_target(delivery: &Delivery, reached: IpAddr, is_local: impl Fn(IpAddr) -> bool) -> Result<SocketAddr, Reject> {
+pub(crate) fn local_target(
+    delivery: &Delivery,
+    reached: IpAddr,
+    is_local: impl Fn(IpAddr) -> bool,
+) -> Result<SocketAddr, Reject> {
     let reached = reached.to_canonical();
     let ip = match delivery.address {
         IpAddr::V4(_) if delivery.loopback => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(_) if delivery.loopback => Ipv6Addr::LOCALHOST.into(),
         address if address == reached || is_local(address) => address,
-        _ => reached,
+        IpAddr::V4(_) | IpAddr::V6(_) => reached,
     };
     // Whoever is reached at loopback has been called by this host itself; that opens nothing more.
     if ip.is_loopback() && !delivery.loopback {
@@ -157,14 +181,32 @@ struct Open {
 
 async fn serve(context: &Context, incoming: Incoming) {
     // What establishing needs is freed before the bytes flow.
-    let Some(open) = Box::pin(establish(context, incoming)).await else { return };
-    let Open { registered, application, stream, caller, own, target } = open;
+    let Some(open) = Box::pin(establish(context, incoming)).await else {
+        return;
+    };
+    let Open {
+        registered,
+        application,
+        stream,
+        caller,
+        own,
+        target,
+    } = open;
     let flow = &registered.flow;
     let how = bidirectional(application, stream, &flow.monitor).await;
     let (flags, reason) = ended(&how, false);
     let cut = flow.cut_reason().map(Outcome::cut);
-    let outcome = cut.unwrap_or(Outcome { flags, reason, detail: "", policy: None });
-    let ends = Ends { source: caller.as_deref(), destination: Some(&own), upstream: Some(target) };
+    let outcome = cut.unwrap_or(Outcome {
+        flags,
+        reason,
+        detail: "",
+        policy: None,
+    });
+    let ends = Ends {
+        source: caller.as_deref(),
+        destination: Some(&own),
+        upstream: Some(target),
+    };
     report::log(context.access, flow, &ends, &outcome);
 }
 
@@ -175,19 +217,47 @@ async fn establish(context: &Context, incoming: Incoming) -> Option<Open> {
     let mut destination = local;
     let mut service: Arc<str> = "".into();
     let mut registered = None;
-    let decided =
-        decide(context, &incoming, started, &mut destination, &mut service, &mut registered).await;
+    let decided = decide(
+        context,
+        &incoming,
+        started,
+        &mut destination,
+        &mut service,
+        &mut registered,
+    )
+    .await;
     let world = context.world.load();
-    let caller = report::caller_record(&world, &context.own, &peer, remote).cloned();
+    let caller =
+        report::caller_record(&world, &context.own, &peer, remote, incoming.forwarded().source).cloned();
     let refuse = |registered: Option<Registered>, refused: Refused, incoming: Incoming| {
-        let Refused { reject, status, policy } = refused;
+        let Refused {
+            reject,
+            status,
+            policy,
+        } = refused;
         let flow = match &registered {
             Some(registered) => Arc::clone(&registered.flow),
-            None => Arc::new(Flow::new(Direction::Inbound, remote, destination, service.clone(), Some(Arc::clone(&peer)), started)),
+            None => Arc::new(Flow::new(
+                Direction::Inbound,
+                remote,
+                destination,
+                service.clone(),
+                Some(Arc::clone(&peer)),
+                started,
+            )),
         };
         report::count_refusal(&context.metrics, Direction::Inbound, reject.reason);
-        let ends = Ends { source: caller.as_deref(), destination: world.own_workload().map(AsRef::as_ref), upstream: None };
-        report::log(context.access, &flow, &ends, &Outcome::refused(&reject, policy.as_ref()));
+        let ends = Ends {
+            source: caller.as_deref(),
+            destination: world.own_workload().map(AsRef::as_ref),
+            upstream: None,
+        };
+        report::log(
+            context.access,
+            &flow,
+            &ends,
+            &Outcome::refused(&reject, policy.as_ref()),
+        );
         incoming.refuse(status);
     };
     let (own, delivery, target) = match decided {
@@ -211,7 +281,10 @@ async fn establish(context: &Context, incoming: Incoming) -> Option<Open> {
         let policy = flow.cut_reason().and_then(|cut| cut.policy.clone());
         let reason = flow.cut_reason().map_or("cut", |cut| cut.reason);
         let reject = Reject::new(RejectClass::PolicyDenied, reason);
-        let refused = Refused { policy, ..Refused::from(reject) };
+        let refused = Refused {
+            policy,
+            ..Refused::from(reject)
+        };
         refuse(Some(registered), refused, incoming);
         return None;
     }
@@ -229,7 +302,14 @@ async fn establish(context: &Context, incoming: Incoming) -> Option<Open> {
         "-",
     );
     flow.count_in(context.metrics.tcp(&labels), Arc::clone(&context.metrics));
-    Some(Open { registered, application, stream, caller, own, target })
+    Some(Open {
+        registered,
+        application,
+        stream,
+        caller,
+        own,
+        target,
+    })
 }
 
 /// Everything before the application: finds the delivery, registers, then decides.
@@ -256,21 +336,35 @@ async fn decide(
     }
     let target = local_target(&delivery, incoming.local().ip(), is_local)?;
     let peer = Some(Arc::clone(incoming.peer()));
-    let flow = Flow::new(Direction::Inbound, incoming.remote(), *destination, Arc::clone(service), peer, started);
+    let flow = Flow::new(
+        Direction::Inbound,
+        incoming.remote(),
+        *destination,
+        Arc::clone(service),
+        peer,
+        started,
+    );
     let flow = &registered.insert(context.flows.register(flow)).flow;
     // Registered first: a version that comes after this one decides about it again.
     let world = context.world.load();
     if !world.policies_synced() {
         return Err(stale("no_policies_received").into());
     }
-    if incoming.peer().device.is_some_and(|device| world.is_revoked(device)) {
+    if incoming
+        .peer()
+        .device
+        .is_some_and(|device| world.is_revoked(device))
+    {
         return Err(Reject::new(RejectClass::PolicyDenied, "device_revoked").into());
     }
     match flow.decide(world.policies_for(&own).into_iter().map(|policy| &**policy)) {
         Verdict::Allow { .. } => Ok((own, delivery, target)),
         Verdict::Deny { policy, reason } => {
             let reject = Reject::new(RejectClass::PolicyDenied, reason);
-            Err(Refused { policy, ..Refused::from(reject) })
+            Err(Refused {
+                policy,
+                ..Refused::from(reject)
+            })
         }
     }
 }
@@ -292,7 +386,10 @@ async fn own_record(context: &Context) -> Result<(Arc<Snapshot>, Arc<Workload>),
         let _ = waited.await;
         world = context.world.load();
     }
-    let own = world.own_workload().cloned().ok_or_else(|| stale("own_record_missing"))?;
+    let own = world
+        .own_workload()
+        .cloned()
+        .ok_or_else(|| stale("own_record_missing"))?;
     Ok((world, own))
 }
 
@@ -311,7 +408,8 @@ async fn deliver(context: &Context, target: SocketAddr) -> Result<TcpStream, Rej
         Ok::<_, io::Error>(stream)
     };
     let refused = |detail: String| {
-        Reject::new(RejectClass::UpstreamUnhealthy, "refused_by_application").with_detail(format_args!("{target}: {detail}"))
+        Reject::new(RejectClass::UpstreamUnhealthy, "refused_by_application")
+            .with_detail(format_args!("{target}: {detail}"))
     };
     match timeout(context.settings.application_timeout, connect).await {
         Ok(Ok(stream)) => Ok(stream),

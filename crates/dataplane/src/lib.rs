@@ -21,5 +21,11 @@ mod report;
 mod settings;
 mod upstreams;
 
+#[cfg(test)]
+#[path = "../../tunnel/tests/support/mod.rs"]
+mod support;
+#[cfg(test)]
+mod tests;
+
 pub use dataplane::{ConnectionInfo, Dataplane, Inputs, ProbeResult, StartError};
 pub use settings::Settings;

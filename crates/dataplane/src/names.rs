@@ -38,12 +38,17 @@ pub(crate) struct Names {
 }
 
 impl Names {
-    pub(crate) fn new(context: Arc<Context>) -> Self {
+    /// `port`: of the host's servers, 53 but in tests.
+    pub(crate) fn new(context: Arc<Context>, port: u16) -> Self {
         let plan = &context.plan;
-        let own: Vec<IpAddr> =
-            vec![plan.dns_v4().into(), plan.dns_v6().into(), plan.host_v4().into(), plan.host_v6().into()];
+        let own: Vec<IpAddr> = vec![
+            plan.dns_v4().into(),
+            plan.dns_v6().into(),
+            plan.host_v4().into(),
+            plan.host_v6().into(),
+        ];
         Self {
-            upstreams: Upstreams::new(context.settings.resolv_conf.clone(), own),
+            upstreams: Upstreams::new(context.settings.resolv_conf.clone(), own, port),
             forwards: Semaphore::new(context.settings.dns_in_flight_max),
             connections: Semaphore::new(TCP_MAX),
             context,
@@ -51,15 +56,27 @@ impl Names {
     }
 
     fn count(&self, result: &'static str) {
-        self.context.metrics.dns.get_or_create(&DnsLabels { result }).inc();
+        self.context
+            .metrics
+            .dns
+            .get_or_create(&DnsLabels { result })
+            .inc();
     }
 
     /// What the mesh says of a query; `Err` if it is not the mesh's to answer.
     fn own(&self, query: &[u8], udp: bool) -> Result<Option<Vec<u8>>, NotOurs> {
         let world = self.context.world.load();
         let settings = &self.context.settings;
-        let names = OnlyFamilies { names: &*world, v4: settings.ipv4, v6: settings.ipv6 };
-        let client = Client { namespace: &self.context.own.namespace, search: &settings.dns_search, udp };
+        let names = OnlyFamilies {
+            names: &*world,
+            v4: settings.ipv4,
+            v6: settings.ipv6,
+        };
+        let client = Client {
+            namespace: &self.context.own.namespace,
+            search: &settings.dns_search,
+            udp,
+        };
         match answer(query, &names, &client, rand::random()) {
             Answer::Reply(reply) => {
                 self.count("answered");
@@ -102,7 +119,13 @@ impl Names {
         let mut bad = None;
         for _ in 0..ROUNDS {
             for &server in servers.iter() {
-                let asked = async { if udp { by_udp(server, query).await } else { by_tcp(server, query).await } };
+                let asked = async {
+                    if udp {
+                        by_udp(server, query).await
+                    } else {
+                        by_tcp(server, query).await
+                    }
+                };
                 match timeout(SERVER_TIMEOUT, asked).await {
                     // SERVFAIL and REFUSED: another server may know.
                     Ok(Ok(reply)) if matches!(reply.get(3).map(|flags| flags & 0xf), Some(2 | 5)) => {
@@ -147,8 +170,11 @@ impl Names {
 pub(crate) struct NotOurs;
 
 async fn by_udp(server: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
-    let any: IpAddr =
-        if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let any: IpAddr = if server.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
     // A socket of its own: a source port that nobody can guess, and answers from this server only.
     let socket = UdpSocket::bind((any, 0)).await?;
     socket.connect(server).await?;
@@ -168,7 +194,11 @@ async fn by_tcp(server: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
     let mut socket = TcpStream::connect(server).await?;
     write_message(&mut socket, query).await?;
     let reply = read_message(&mut socket).await?;
-    if is_answer(query, &reply) { Ok(reply) } else { Err(io::ErrorKind::InvalidData.into()) }
+    if is_answer(query, &reply) {
+        Ok(reply)
+    } else {
+        Err(io::ErrorKind::InvalidData.into())
+    }
 }
 
 /// The same id, and a response.

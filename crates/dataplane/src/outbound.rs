@@ -2,7 +2,7 @@
 
 use crate::{
     context::{Context, baggage},
-    flows::{Flow, Registered},
+    flows::{CutReason, Flow, Registered},
     refusal::{ended, reject_of, shown},
     report::{self, Ends, Outcome},
 };
@@ -17,7 +17,8 @@ use tombolo_identity::Peer;
 use tombolo_snapshot::Snapshot;
 use tombolo_telemetry::Direction;
 use tombolo_tunnel::{
-    Authority, ConnectRequest, Ended, Forwarded, Monitor, OpenError, Target, TunnelStream, bidirectional, traceparent,
+    Authority, ConnectRequest, Ended, Forwarded, Monitor, OpenError, Target, TunnelStream, bidirectional,
+    traceparent,
 };
 use tombolo_types::{Reject, RejectClass};
 
@@ -72,8 +73,17 @@ struct Open {
 /// Serves one connection of an application from its first packet to its end.
 pub(crate) async fn serve<H: Held>(context: Arc<Context>, held: H) {
     // What establishing needs is freed before the bytes flow.
-    let Some(open) = Box::pin(establish(&context, held)).await else { return };
-    let Open { registered, application, upstream, workload, address, _outstanding } = open;
+    let Some(open) = Box::pin(establish(&context, held)).await else {
+        return;
+    };
+    let Open {
+        registered,
+        application,
+        upstream,
+        workload,
+        address,
+        _outstanding,
+    } = open;
     let flow = &registered.flow;
     let mutual_tls = upstream.peer().is_some();
     let how = match upstream {
@@ -82,11 +92,20 @@ pub(crate) async fn serve<H: Held>(context: Arc<Context>, held: H) {
     };
     let (flags, reason) = ended(&how, true);
     let cut = flow.cut_reason().map(Outcome::cut);
-    let outcome = cut.unwrap_or(Outcome { flags, reason, detail: "", policy: None });
+    let outcome = cut.unwrap_or(Outcome {
+        flags,
+        reason,
+        detail: "",
+        policy: None,
+    });
     if context.access.wants(outcome.flags != "-") {
         let world = context.world.load();
         let source = world.own_workload().map(AsRef::as_ref);
-        let ends = Ends { source, destination: Some(&workload), upstream: Some(address) };
+        let ends = Ends {
+            source,
+            destination: Some(&workload),
+            upstream: Some(address),
+        };
         report::log(context.access, flow, &ends, &outcome);
     }
     tracing::trace!(mutual_tls, ?how, "outbound connection ended");
@@ -109,7 +128,14 @@ async fn establish<H: Held>(context: &Context, held: H) -> Option<Open> {
     let own = world.own_workload();
     let refused = |service: &Arc<str>, destination: Option<&Candidate>, reject: &Reject| {
         report::count_refusal(&context.metrics, Direction::Outbound, reject.reason);
-        let flow = Flow::new(Direction::Outbound, source, vip, Arc::clone(service), None, started);
+        let flow = Flow::new(
+            Direction::Outbound,
+            source,
+            vip,
+            Arc::clone(service),
+            None,
+            started,
+        );
         let ends = Ends {
             source: own.map(AsRef::as_ref),
             destination: destination.map(|candidate| &*candidate.workload),
@@ -129,7 +155,16 @@ async fn establish<H: Held>(context: &Context, held: H) -> Option<Open> {
     let service = Arc::clone(&destination.service.key.name);
     let mut request = ConnectRequest::new(Authority::Address(vip));
     request.baggage = baggage(own.map(AsRef::as_ref));
-    request.forwarded = Forwarded { source: Some(source), host: service.to_string() }.to_header();
+    // Applications dial from mesh0's address, which is the same on every host: the peer is told this host's own.
+    let address = own
+        .filter(|_| context.plan.contains(source.ip()))
+        .and_then(|own| own.addresses.first());
+    let told = address.map_or(source, |&address| SocketAddr::new(address, source.port()));
+    request.forwarded = Forwarded {
+        source: Some(told),
+        host: service.to_string(),
+    }
+    .to_header();
     request.traceparent = Some(traceparent(rand::random(), rand::random()));
 
     let (index, upstream, outstanding) = match choose(context, &destination, &mut request, started).await {
@@ -157,7 +192,11 @@ async fn establish<H: Held>(context: &Context, held: H) -> Option<Open> {
     if let Some(device) = peer.as_ref().and_then(|peer| peer.device)
         && context.world.peek().is_revoked(device)
     {
-        registered.flow.monitor.cut();
+        registered.flow.cut(CutReason {
+            reason: "device_revoked",
+            flag: "UAEX",
+            policy: None,
+        });
     }
     let labels = report::labels(
         Direction::Outbound,
@@ -167,7 +206,9 @@ async fn establish<H: Held>(context: &Context, held: H) -> Option<Open> {
         peer.is_some(),
         "-",
     );
-    registered.flow.count_in(context.metrics.tcp(&labels), Arc::clone(&context.metrics));
+    registered
+        .flow
+        .count_in(context.metrics.tcp(&labels), Arc::clone(&context.metrics));
     Some(Open {
         registered,
         application,
@@ -201,7 +242,10 @@ async fn choose(
         rand::random(),
     );
     let mut patience = context.settings.attempt_timeout;
-    let mut failed = Failed { candidate: 0, error: OpenError::Timeout(context.settings.connect_timeout) };
+    let mut failed = Failed {
+        candidate: 0,
+        error: OpenError::Timeout(context.settings.connect_timeout),
+    };
     while !order.is_empty() && Instant::now() < end {
         let mut slow = Vec::new();
         for index in order {
@@ -228,7 +272,10 @@ async fn choose(
                     // A refusal says more than a silence.
                     let silent = matches!(error, OpenError::Timeout(_));
                     if !silent || matches!(failed.error, OpenError::Timeout(_)) {
-                        failed = Failed { candidate: index, error };
+                        failed = Failed {
+                            candidate: index,
+                            error,
+                        };
                     }
                     if denied {
                         return Err(failed);
@@ -251,8 +298,13 @@ async fn attempt(
     match candidate.workload.tunnel {
         Tunnel::Hbone => {
             request.authority = Authority::Address(candidate.address);
-            let target = Target { hbone: candidate.hbone, expected: Arc::clone(&candidate.expected) };
-            Ok(Upstream::Tunnel(context.pool.open(&target, request, deadline).await?))
+            let target = Target {
+                hbone: candidate.hbone,
+                expected: Arc::clone(&candidate.expected),
+            };
+            Ok(Upstream::Tunnel(
+                context.pool.open(&target, request, deadline).await?,
+            ))
         }
         Tunnel::None => {
             let started = Instant::now();
@@ -274,7 +326,11 @@ pub(crate) async fn probe(
     let world: Arc<Snapshot> = context.world.load();
     let mut request = ConnectRequest::new(Authority::Address(candidate.address));
     request.baggage = baggage(world.own_workload().map(AsRef::as_ref));
-    request.forwarded = Forwarded { source: None, host: destination.service.key.name.to_string() }.to_header();
+    request.forwarded = Forwarded {
+        source: None,
+        host: destination.service.key.name.to_string(),
+    }
+    .to_header();
     match attempt(context, candidate, &mut request, Instant::now() + patience).await {
         Ok(upstream) => (Ok(()), upstream.peer().cloned()),
         Err(error) => (Err(error), None),

@@ -35,7 +35,11 @@ pub(crate) fn shown(reject: &Reject) -> Shown {
         RejectClass::ControlPlaneStale => (StatusCode::SERVICE_UNAVAILABLE, "NC", Refusal::HostUnreachable),
         RejectClass::Overload => (StatusCode::SERVICE_UNAVAILABLE, "UO", Refusal::Reset),
     };
-    Shown { status, flag, refusal }
+    Shown {
+        status,
+        flag,
+        refusal,
+    }
 }
 
 /// Why a stream was not opened, as a refusal.
@@ -45,7 +49,13 @@ pub(crate) fn reject_of(error: &OpenError) -> Reject {
         OpenError::Status(400) => RejectClass::PeerIncompatible,
         OpenError::Tls(TlsError::Peer(_)) => RejectClass::PeerMisbehaved,
         OpenError::Draining => RejectClass::Overload,
-        _ => RejectClass::UpstreamUnhealthy,
+        OpenError::Io(_)
+        | OpenError::Tls(_)
+        | OpenError::Status(_)
+        | OpenError::Reset(_)
+        | OpenError::Timeout(_)
+        | OpenError::Protocol(_)
+        | _ => RejectClass::UpstreamUnhealthy,
     };
     Reject::new(class, error.reason()).with_detail(error)
 }
@@ -77,17 +87,31 @@ mod tests {
             (OpenError::Status(401), "UAEX", Refusal::Reset),
             (OpenError::Status(503), "UF", Refusal::Reset),
             (OpenError::Status(400), "UPE", Refusal::Reset),
-            (io(io::ErrorKind::ConnectionRefused), "UF", Refusal::HostUnreachable),
+            (
+                io(io::ErrorKind::ConnectionRefused),
+                "UF",
+                Refusal::HostUnreachable,
+            ),
             (OpenError::Timeout(Duration::ZERO), "UF", Refusal::HostUnreachable),
-            (OpenError::Tls(TlsError::NoIdentity), "UF", Refusal::HostUnreachable),
+            (
+                OpenError::Tls(TlsError::NoIdentity),
+                "UF",
+                Refusal::HostUnreachable,
+            ),
         ] {
             let shown = shown(&reject_of(&error));
             assert_eq!((shown.flag, shown.refusal), (flag, refusal), "{error}");
         }
         let unknown = shown(&Reject::new(RejectClass::NoRoute, "unknown_port"));
         assert_eq!((unknown.flag, unknown.refusal), ("NR", Refusal::Reset));
-        let nobody = shown(&Reject::new(RejectClass::UpstreamUnhealthy, "no_healthy_endpoint"));
+        let nobody = shown(&Reject::new(
+            RejectClass::UpstreamUnhealthy,
+            "no_healthy_endpoint",
+        ));
         assert_eq!((nobody.flag, nobody.refusal), ("UH", Refusal::HostUnreachable));
-        assert_eq!(shown(&Reject::new(RejectClass::PolicyDenied, "x")).status, StatusCode::UNAUTHORIZED);
+        assert_eq!(
+            shown(&Reject::new(RejectClass::PolicyDenied, "x")).status,
+            StatusCode::UNAUTHORIZED
+        );
     }
 }

@@ -5,9 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use tombolo_destination::{Index as _, Service, Workload};
 use tombolo_identity::Peer;
 use tombolo_snapshot::{Own, Snapshot};
-use tombolo_telemetry::{
-    AccessEntry, AccessLog, Direction, Metrics, Party, RefusalLabels, TcpLabels,
-};
+use tombolo_telemetry::{AccessEntry, AccessLog, Direction, Metrics, Party, RefusalLabels, TcpLabels};
 use tombolo_types::{NamespacedName, NetworkAddress, Reject};
 
 /// The labels of a workload on one side.
@@ -50,12 +48,24 @@ impl Side {
     }
 }
 
-/// The record of whoever calls from an address, if it fits what TLS has proven: two workloads may share an address, and
-/// a caller's own words are not believed.
-pub(crate) fn caller_record<'s>(world: &'s Snapshot, own: &Own, peer: &Peer, remote: SocketAddr) -> Option<&'s Arc<Workload>> {
-    let address = NetworkAddress { network: Arc::clone(&own.network), address: remote.ip().to_canonical() };
-    let record = world.workload_by_address(&address)?;
-    record.identity().is_ok_and(|id| id == peer.id).then_some(record)
+/// The record of whoever calls, by the address that is seen or, behind a NAT, the one that the caller names; only if
+/// it fits the identity that TLS has proven: workloads may share an address, and a caller's own words are not believed.
+pub(crate) fn caller_record<'s>(
+    world: &'s Snapshot,
+    own: &Own,
+    peer: &Peer,
+    seen: SocketAddr,
+    named: Option<SocketAddr>,
+) -> Option<&'s Arc<Workload>> {
+    [Some(seen), named].into_iter().flatten().find_map(|address| {
+        let address = NetworkAddress {
+            network: Arc::clone(&own.network),
+            address: address.ip().to_canonical(),
+        };
+        world
+            .workload_by_address(&address)
+            .filter(|record| record.identity().is_ok_and(|id| id == peer.id))
+    })
 }
 
 /// Labels of a connection.
@@ -67,7 +77,10 @@ pub(crate) fn labels(
     mutual_tls: bool,
     response_flags: &'static str,
 ) -> TcpLabels {
-    let (source, destination) = (Side::new(source.0, source.1), Side::new(destination.0, destination.1));
+    let (source, destination) = (
+        Side::new(source.0, source.1),
+        Side::new(destination.0, destination.1),
+    );
     let none = || Arc::from("");
     TcpLabels {
         direction,
@@ -79,7 +92,8 @@ pub(crate) fn labels(
         source_cluster: source.cluster,
         destination_service: service.map_or_else(none, |service| Arc::clone(&service.key.name)),
         destination_service_name: service.map_or_else(none, |service| Arc::clone(&service.name)),
-        destination_service_namespace: service.map_or_else(none, |service| Arc::clone(&service.key.namespace)),
+        destination_service_namespace: service
+            .map_or_else(none, |service| Arc::clone(&service.key.namespace)),
         destination_workload: destination.workload,
         destination_workload_namespace: destination.namespace,
         destination_principal: destination.principal,
@@ -101,12 +115,22 @@ pub(crate) struct Outcome<'a> {
 
 impl<'a> Outcome<'a> {
     pub(crate) fn cut(cut: &'a CutReason) -> Self {
-        Self { flags: cut.flag, reason: cut.reason, detail: "", policy: cut.policy.as_ref() }
+        Self {
+            flags: cut.flag,
+            reason: cut.reason,
+            detail: "",
+            policy: cut.policy.as_ref(),
+        }
     }
 
     pub(crate) fn refused(reject: &'a Reject, policy: Option<&'a NamespacedName>) -> Self {
         let flags = crate::refusal::shown(reject).flag;
-        Self { flags, reason: reject.reason, detail: &reject.detail, policy }
+        Self {
+            flags,
+            reason: reject.reason,
+            detail: &reject.detail,
+            policy,
+        }
     }
 }
 
@@ -124,13 +148,20 @@ pub(crate) fn log(access: AccessLog, flow: &Flow, ends: &Ends<'_>, outcome: &Out
         return;
     }
     let proven = flow.peer.as_ref().map(|peer| peer.id.to_string());
-    let expected = |record: Option<&Workload>| record.and_then(|w| w.identity().ok()).map(|id| id.to_string());
+    let expected =
+        |record: Option<&Workload>| record.and_then(|w| w.identity().ok()).map(|id| id.to_string());
     let (source_id, destination_id) = match flow.direction {
         Direction::Inbound => (proven, expected(ends.destination)),
-        Direction::Outbound => (expected(ends.source), proven.or_else(|| expected(ends.destination))),
+        Direction::Outbound => (
+            expected(ends.source),
+            proven.or_else(|| expected(ends.destination)),
+        ),
     };
     let party = |record: Option<&Workload>| -> (Arc<str>, Arc<str>) {
-        record.map_or_else(|| ("".into(), "".into()), |w| (Arc::clone(&w.name), Arc::clone(&w.namespace)))
+        record.map_or_else(
+            || ("".into(), "".into()),
+            |w| (Arc::clone(&w.name), Arc::clone(&w.namespace)),
+        )
     };
     let (source, destination) = (party(ends.source), party(ends.destination));
     let policy = outcome.policy.map(ToString::to_string);
@@ -166,5 +197,11 @@ pub(crate) fn log(access: AccessLog, flow: &Flow, ends: &Ends<'_>, outcome: &Out
 
 /// Counts a refusal.
 pub(crate) fn count_refusal(metrics: &Metrics, direction: Direction, reason: &'static str) {
-    metrics.refused.get_or_create(&RefusalLabels { direction: direction.as_str(), reason }).inc();
+    metrics
+        .refused
+        .get_or_create(&RefusalLabels {
+            direction: direction.as_str(),
+            reason,
+        })
+        .inc();
 }

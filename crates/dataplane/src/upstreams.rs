@@ -18,6 +18,7 @@ const LOOK: Duration = Duration::from_secs(1);
 pub(crate) struct Upstreams {
     path: PathBuf,
     own: Vec<IpAddr>,
+    port: u16,
     state: Mutex<State>,
 }
 
@@ -30,22 +31,30 @@ struct State {
 }
 
 impl Upstreams {
-    /// `own`: our own addresses, which are never asked.
-    pub(crate) fn new(path: PathBuf, own: Vec<IpAddr>) -> Self {
-        Self { path, own, state: Mutex::default() }
+    /// `own`: our own addresses, which are never asked; `port`: 53 but in tests.
+    pub(crate) fn new(path: PathBuf, own: Vec<IpAddr>, port: u16) -> Self {
+        Self {
+            path,
+            own,
+            port,
+            state: Mutex::default(),
+        }
     }
 
     /// The servers in order of preference. Looks at the file at most once a second: a small file that is in memory.
     pub(crate) fn servers(&self, now: Instant) -> Arc<[SocketAddr]> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.looked.is_none_or(|looked| now.duration_since(looked) >= LOOK) {
+        if state
+            .looked
+            .is_none_or(|looked| now.duration_since(looked) >= LOOK)
+        {
             state.looked = Some(now);
             let version = version(&self.path);
             if version.is_some() && version != state.version {
                 // A file that is being written anew is read again at the next look.
                 if let Ok(text) = fs::read_to_string(&self.path) {
                     state.version = version;
-                    state.servers = parse(&text, &self.own).into();
+                    state.servers = parse(&text, &self.own, self.port).into();
                     tracing::info!(servers = ?state.servers, "the host's name servers");
                 }
             }
@@ -56,22 +65,29 @@ impl Upstreams {
 
 fn version(path: &Path) -> Option<(u64, i64, i64, u64)> {
     let metadata = fs::metadata(path).ok()?;
-    Some((metadata.ino(), metadata.mtime(), metadata.mtime_nsec(), metadata.len()))
+    Some((
+        metadata.ino(),
+        metadata.mtime(),
+        metadata.mtime_nsec(),
+        metadata.len(),
+    ))
 }
 
 /// The `nameserver` lines of a resolver configuration.
 ///
 /// Source: resolv.conf(5).
-fn parse(text: &str, own: &[IpAddr]) -> Vec<SocketAddr> {
+fn parse(text: &str, own: &[IpAddr], port: u16) -> Vec<SocketAddr> {
     text.lines()
         .filter_map(|line| {
             let mut words = line.split_whitespace();
-            (words.next() == Some("nameserver")).then(|| words.next()).flatten()
+            (words.next() == Some("nameserver"))
+                .then(|| words.next())
+                .flatten()
         })
         // Addresses with a zone need an interface that may change: passed over.
         .filter_map(|word| word.parse::<IpAddr>().ok())
         .filter(|address| !own.contains(address))
-        .map(|address| SocketAddr::new(address, 53))
+        .map(|address| SocketAddr::new(address, port))
         .take(SERVERS_MAX)
         .collect()
 }
@@ -85,8 +101,17 @@ mod tests {
         let own = ["240.240.255.254".parse().unwrap()];
         let text = "# nameserver 9.9.9.9\nsearch x\nnameserver 10.0.0.1 # first\n nameserver\t2001:db8::1\n\
                     nameserver 240.240.255.254\nnameserver fe80::1%eth0\nnameserver\nnameserver x\n";
-        assert_eq!(parse(text, &own), ["10.0.0.1:53".parse().unwrap(), "[2001:db8::1]:53".parse().unwrap()]);
-        assert_eq!(parse(&"nameserver 10.0.0.1\n".repeat(100), &[]).len(), SERVERS_MAX);
+        assert_eq!(
+            parse(text, &own, 53),
+            [
+                "10.0.0.1:53".parse().unwrap(),
+                "[2001:db8::1]:53".parse().unwrap()
+            ]
+        );
+        assert_eq!(
+            parse(&"nameserver 10.0.0.1\n".repeat(100), &[], 53).len(),
+            SERVERS_MAX
+        );
     }
 
     #[test]
@@ -94,7 +119,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("resolv.conf");
         fs::write(&path, "nameserver 10.0.0.1\n").unwrap();
-        let upstreams = Upstreams::new(path.clone(), Vec::new());
+        let upstreams = Upstreams::new(path.clone(), Vec::new(), 53);
         let start = Instant::now();
         let first: SocketAddr = "10.0.0.1:53".parse().unwrap();
         assert_eq!(*upstreams.servers(start), [first]);
@@ -102,7 +127,11 @@ mod tests {
         let new = folder.path().join("new");
         fs::write(&new, "nameserver 10.0.0.22\n").unwrap();
         fs::rename(&new, &path).unwrap();
-        assert_eq!(*upstreams.servers(start), [first], "not looked at again within the second");
+        assert_eq!(
+            *upstreams.servers(start),
+            [first],
+            "not looked at again within the second"
+        );
         let second: SocketAddr = "10.0.0.22:53".parse().unwrap();
         assert_eq!(*upstreams.servers(start + LOOK), [second]);
         fs::remove_file(&path).unwrap();

@@ -79,7 +79,10 @@ pub fn init(config: &LogConfig) -> Result<(), LogError> {
         None
     };
     let stderr = journal.is_none().then(|| {
-        let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+        // Colours are for a person at a terminal, not for a file.
+        let layer = tracing_subscriber::fmt::layer()
+            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+            .with_writer(std::io::stderr);
         match config.format {
             LogFormat::Text => layer.with_target(false).boxed(),
             LogFormat::Json => layer.json().flatten_event(true).with_current_span(false).boxed(),

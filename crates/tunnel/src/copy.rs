@@ -66,7 +66,11 @@ impl Monitor {
     pub async fn cut_wanted(&self) {
         std::future::poll_fn(|cx| {
             self.waker.register(cx.waker());
-            if self.is_cut() { Poll::Ready(()) } else { Poll::Pending }
+            if self.is_cut() {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
         })
         .await;
     }
@@ -339,7 +343,7 @@ impl Future for Copy<'_> {
                 Some(stop) => this.stop(&stop),
                 None => Ended::Complete,
             },
-            _ => return Poll::Pending,
+            Poll::Ready(Ok(())) | Poll::Pending => return Poll::Pending,
         };
         this.ended = true;
         Poll::Ready(ended)

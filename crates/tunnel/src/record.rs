@@ -219,14 +219,16 @@ impl Records {
                 self.handshakes()?;
                 self.wasted()
             }
-            typ => Err(Error::InappropriateMessage {
-                expect_types: vec![
-                    ContentType::ApplicationData,
-                    ContentType::Alert,
-                    ContentType::Handshake,
-                ],
-                got_type: typ,
-            }),
+            typ @ (ContentType::ChangeCipherSpec | ContentType::Heartbeat | ContentType::Unknown(_) | _) => {
+                Err(Error::InappropriateMessage {
+                    expect_types: vec![
+                        ContentType::ApplicationData,
+                        ContentType::Alert,
+                        ContentType::Handshake,
+                    ],
+                    got_type: typ,
+                })
+            }
         }
     }
 

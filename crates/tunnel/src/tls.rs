@@ -108,7 +108,9 @@ fn step<Data>(
         ConnectionState::BlockedHandshake | ConnectionState::WriteTraffic(_) => Ok(Step::Read),
         ConnectionState::PeerClosed | ConnectionState::Closed => Ok(Step::Closed),
         // Early data is never enabled, and a state of a later rustls is none that we could serve.
-        _ => Err(Error::General("unexpected state of the handshake".into())),
+        ConnectionState::ReadEarlyData(_) | _ => {
+            Err(Error::General("unexpected state of the handshake".into()))
+        }
     };
     (discard, step)
 }

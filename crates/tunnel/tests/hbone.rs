@@ -1,10 +1,10 @@
 //! Client, server and copying over loopback, with real TLS.
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 mod support;
 
 use http::{HeaderValue, Method, StatusCode};
 use std::{
-    future::Future,
     net::SocketAddr,
     sync::{
         Arc,
@@ -40,39 +40,37 @@ impl Service for Deliver {
         peer.device != Some(DeviceId(self.revoked.load(Ordering::SeqCst)))
     }
 
-    fn connect(self: Arc<Self>, incoming: Incoming) -> impl Future<Output = ()> + Send + 'static {
-        async move {
-            let Ok(Authority::Address(address)) = incoming.authority() else {
-                return incoming.refuse(StatusCode::BAD_REQUEST);
-            };
-            if incoming.method() != Method::CONNECT {
-                return incoming.refuse(StatusCode::BAD_REQUEST);
-            }
-            match address.port() {
-                1 => return incoming.refuse(StatusCode::UNAUTHORIZED),
-                2 => return std::future::pending().await,
-                _ => {}
-            }
-            let Ok(tcp) = TcpStream::connect(address).await else {
-                return incoming.refuse(StatusCode::SERVICE_UNAVAILABLE);
-            };
-            tcp.set_nodelay(true).unwrap();
-            self.open.fetch_add(1, Ordering::SeqCst);
-            let from = incoming
-                .forwarded()
-                .source
-                .map(|s| s.to_string())
-                .unwrap_or_default();
-            let said = Baggage {
-                service: from,
-                ..Baggage::default()
-            }
-            .to_header();
-            if let Ok(stream) = incoming.accept(said.as_ref()) {
-                bidirectional(tcp, stream, &Monitor::default()).await;
-            }
-            self.open.fetch_sub(1, Ordering::SeqCst);
+    async fn connect(self: Arc<Self>, incoming: Incoming) {
+        let Ok(Authority::Address(address)) = incoming.authority() else {
+            return incoming.refuse(StatusCode::BAD_REQUEST);
+        };
+        if incoming.method() != Method::CONNECT {
+            return incoming.refuse(StatusCode::BAD_REQUEST);
         }
+        match address.port() {
+            1 => return incoming.refuse(StatusCode::UNAUTHORIZED),
+            2 => return std::future::pending().await,
+            _ => {}
+        }
+        let Ok(tcp) = TcpStream::connect(address).await else {
+            return incoming.refuse(StatusCode::SERVICE_UNAVAILABLE);
+        };
+        tcp.set_nodelay(true).unwrap();
+        self.open.fetch_add(1, Ordering::SeqCst);
+        let from = incoming
+            .forwarded()
+            .source
+            .map(|s| s.to_string())
+            .unwrap_or_default();
+        let said = Baggage {
+            service: from,
+            ..Baggage::default()
+        }
+        .to_header();
+        if let Ok(stream) = incoming.accept(said.as_ref()) {
+            bidirectional(tcp, stream, &Monitor::default()).await;
+        }
+        self.open.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -1,5 +1,9 @@
 //! A mesh for tests: a root and certificates of workloads.
-#![allow(dead_code, reason = "each test takes what it needs")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test takes what it needs, from different places"
+)]
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
