@@ -54,9 +54,14 @@ pub(crate) fn findings(agent: &Agent) -> Vec<Problem> {
     let Some(enrolled) = agent.enrolled.get() else {
         return vec![Problem::new(Code::NotEnrolled, "")];
     };
-    let mut found = enrolled.problems.clone();
-    found.extend(agent.obstacle.borrow().clone());
     let status = enrolled.control.status();
+    // What was damaged on disk is whole again once everything was received anew; the log keeps it.
+    let mut found = if status.synced {
+        Vec::new()
+    } else {
+        enrolled.problems.clone()
+    };
+    found.extend(agent.obstacle.borrow().clone());
     let policies_synced = enrolled.world.load().policies_synced();
     found.extend(judged(
         &status,
@@ -70,15 +75,18 @@ pub(crate) fn findings(agent: &Agent) -> Vec<Problem> {
 /// The findings that follow from how the host stands with discovery and with its application.
 fn judged(status: &ControlStatus, health: &Health, policies_synced: bool, now_unix: u64) -> Vec<Problem> {
     let mut found = Vec::new();
-    match &status.stream_problem {
-        Some(problem) if !status.connected => {
-            // Not only away but refused: its own code says why.
-            if problem.code != Code::Unreachable && problem.code != Code::NoControlPlane {
-                found.push(problem.clone());
-            }
+    if let Some(problem) = status.stream_problem.as_ref().filter(|_| !status.connected) {
+        // It was reached and said no: that it cannot be reached would be wrong.
+        let refused = matches!(
+            problem.code,
+            Code::DeviceRevoked | Code::DeviceClone | Code::DeviceUnknown | Code::Forbidden
+        );
+        if refused || !matches!(problem.code, Code::Unreachable | Code::NoControlPlane) {
+            found.push(problem.clone());
+        }
+        if !refused {
             found.push(Problem::new(Code::NoControlPlane, &problem.cause));
         }
-        _ => {}
     }
     if let Some(problem) = &status.renewal_problem {
         if problem.code != Code::Unreachable {
@@ -268,6 +276,18 @@ mod tests {
                 true
             ),
             "TMB0111 TMB0302"
+        );
+        let revoked = Problem::new(Code::DeviceRevoked, "stolen");
+        assert_eq!(
+            codes(
+                &ControlStatus {
+                    stream_problem: Some(revoked),
+                    ..away()
+                },
+                healthy,
+                true
+            ),
+            "TMB0120"
         );
         let late = |not_after| ControlStatus {
             certificate_not_after: not_after,

@@ -151,7 +151,7 @@ async fn show(args: &List, admin: &mut Admin) -> Result<(), Failure> {
                 .iter()
                 .filter(|condition| condition.status == "True")
             {
-                eprintln!("note: {}: {}", condition.reason, condition.message);
+                eprintln!("note: {}", condition.message);
             }
         }
     }
