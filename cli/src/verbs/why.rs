@@ -13,7 +13,7 @@ use tombolo_proto::tombolo::agent::v1::{WhyRequest, WhyResponse};
 /// Exits with 0 if it would be made, with 1 if a hop is broken.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// NAME:PORT, ADDRESS:PORT or [ADDRESS]:PORT.
+    /// NAME:PORT or ADDRESS:PORT; IPv6 addresses in brackets.
     #[arg(value_name = "NAME:PORT")]
     target: String,
     /// The port, if it is not part of the name.
