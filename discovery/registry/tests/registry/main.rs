@@ -1,0 +1,6 @@
+//! The registry as its owner sees it: resources in, worlds out.
+
+mod compile;
+mod incremental;
+mod scale;
+mod support;
