@@ -1,7 +1,8 @@
+use crate::TlsError;
 use futures_util::task::AtomicWaker;
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Waker},
@@ -28,6 +29,7 @@ pub(crate) struct Control {
     driver: AtomicWaker,
     epoch: Instant,
     idle_since_ms: AtomicU64,
+    tls_failure: OnceLock<TlsError>,
 }
 
 impl Control {
@@ -39,6 +41,7 @@ impl Control {
             driver: AtomicWaker::new(),
             epoch: Instant::now(),
             idle_since_ms: AtomicU64::new(0),
+            tls_failure: OnceLock::new(),
         })
     }
 
@@ -55,6 +58,16 @@ impl Control {
         if self.flags.fetch_or(flag, Ordering::AcqRel) & flag == 0 {
             self.driver.take().as_ref().map(Waker::wake_by_ref);
         }
+    }
+
+    /// Notes why TLS failed; HTTP/2 keeps only a text of it.
+    pub(crate) fn tls_failed(&self, error: TlsError) {
+        // The first one is the cause.
+        let _ = self.tls_failure.set(error);
+    }
+
+    pub(crate) fn tls_failure(&self) -> Option<&TlsError> {
+        self.tls_failure.get()
     }
 
     pub(crate) fn streams(&self) -> usize {

@@ -1,5 +1,6 @@
 use crate::{
     buffers,
+    control::Control,
     record::{FRAGMENT_MAX, Framed, HEADER, Opened, Records, framed},
     tls::Established,
 };
@@ -47,10 +48,11 @@ pub(crate) struct TlsIo {
     closing: bool,
     /// The peer has said its last.
     closed: bool,
+    control: Arc<Control>,
 }
 
 impl TlsIo {
-    pub(crate) fn new(tcp: TcpStream, established: Established) -> Self {
+    pub(crate) fn new(tcp: TcpStream, established: Established, control: Arc<Control>) -> Self {
         let Established {
             records,
             incoming,
@@ -72,6 +74,7 @@ impl TlsIo {
             heard: 0,
             closing: false,
             closed: false,
+            control,
         }
     }
 
@@ -184,11 +187,9 @@ impl TlsIo {
                 Framed::Whole(length) => {
                     let body = self.unread.start + HEADER;
                     self.unread.start = body + length;
-                    match self
-                        .records
-                        .open(&mut self.incoming[body..body + length])
-                        .map_err(invalid)?
-                    {
+                    let opened = self.records.open(&mut self.incoming[body..body + length]);
+                    let opened = opened.inspect_err(|error| self.control.tls_failed(error.clone().into()));
+                    match opened.map_err(invalid)? {
                         Opened::Data(length) => self.plain = body..body + length,
                         Opened::Nothing => {}
                         Opened::Closed => self.closed = true,

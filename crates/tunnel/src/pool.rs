@@ -384,7 +384,8 @@ impl Shared {
                 rustls::Error::InvalidCertificate(rustls::CertificateError::Revoked),
             )));
         }
-        let io = SharedIo::new(TlsIo::new(tcp, established));
+        let control = Control::new();
+        let io = SharedIo::new(TlsIo::new(tcp, established, Arc::clone(&control)));
         let (sender, connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -395,7 +396,6 @@ impl Shared {
             .handshake(io.clone())
             .await
             .map_err(OpenError::from_h2)?;
-        let control = Control::new();
         let driver = Driver::new(ClientSide(connection), io, Arc::clone(&control));
         Ok((
             Arc::new(Pooled {
@@ -486,14 +486,23 @@ impl Pooled {
     }
 
     fn unseen(&self, error: h2::Error) -> Failure {
-        Failure::Unseen(self.explain(error))
+        let explained = self.explain(error);
+        // A handshake that the peer has refused afterwards would be refused again.
+        if matches!(explained, OpenError::Tls(_)) {
+            Failure::Final(explained)
+        } else {
+            Failure::Unseen(explained)
+        }
     }
 
     fn explain(&self, error: h2::Error) -> OpenError {
         if self.control.has(SILENT) {
             return OpenError::Timeout(Duration::from_secs(2));
         }
-        OpenError::from_h2(error)
+        match self.control.tls_failure() {
+            Some(failure) => OpenError::Tls(failure.clone()),
+            None => OpenError::from_h2(error),
+        }
     }
 }
 

@@ -28,13 +28,19 @@ use std::{
     time::Duration,
 };
 use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
-    time::{Instant, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 use tombolo_identity::{LiveIdentity, Peer, hbone_server_config, peer_of, still_trusted};
 use tombolo_runtime::TaskGroup;
+
+/// Longest time that a refused peer is listened to.
+const FAREWELL: Duration = Duration::from_millis(500);
+/// Most bytes of it that are thrown away.
+const FAREWELL_MAX: usize = 64 * 1024;
 
 /// Limits of a server.
 #[derive(Debug, Clone, Copy)]
@@ -378,10 +384,18 @@ async fn handshake<S: Service>(
             .map_err(|error| Refused::Handshake(error.into()))?;
         let bundle_generation = shared.live.current().bundle_generation;
         let established = {
-            let _permit = shared.handshakes.acquire().await;
-            tls::accept(&mut tcp, Arc::clone(&shared.tls))
-                .await
-                .map_err(Refused::Handshake)?
+            let permit = shared.handshakes.acquire().await;
+            let accepted = tls::accept(&mut tcp, Arc::clone(&shared.tls)).await;
+            drop(permit);
+            match accepted {
+                Ok(established) => established,
+                Err(error) => {
+                    if matches!(error, HandshakeError::Tls(_)) {
+                        farewell(&mut tcp).await;
+                    }
+                    return Err(Refused::Handshake(error));
+                }
+            }
         };
         let peer = peer_of(&established.chain)
             .map_err(|error| Refused::Handshake(rustls::Error::General(error.to_string()).into()))?;
@@ -391,7 +405,8 @@ async fn handshake<S: Service>(
         let local = tcp
             .local_addr()
             .map_err(|error| Refused::Handshake(error.into()))?;
-        let io = SharedIo::new(TlsIo::new(tcp, established));
+        let control = Control::new();
+        let io = SharedIo::new(TlsIo::new(tcp, established, Arc::clone(&control)));
         let connection = h2::server::Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -402,7 +417,6 @@ async fn handshake<S: Service>(
             .handshake(io.clone())
             .await
             .map_err(Refused::Http2)?;
-        let control = Control::new();
         let accepted = Arc::new(Accepted {
             peer: Arc::new(peer),
             local,
@@ -418,6 +432,25 @@ async fn handshake<S: Service>(
         Ok((Driver::new(side, io, control), accepted, bundle_generation))
     });
     within.await.unwrap_or(Err(Refused::Timeout))
+}
+
+/// Closes so that the alert arrives: with bytes left unread the kernel would send a reset, which overtakes it.
+async fn farewell(tcp: &mut TcpStream) {
+    let read_out = async {
+        let mut waste = [0; 4096];
+        let mut left = FAREWELL_MAX;
+        tcp.shutdown().await?;
+        while left > 0 {
+            let count = tcp.read(&mut waste).await?;
+            if count == 0 {
+                break;
+            }
+            left = left.saturating_sub(count);
+        }
+        Ok::<_, std::io::Error>(())
+    };
+    // Whether it went well changes nothing.
+    let _ = timeout(FAREWELL, read_out).await;
 }
 
 async fn run<S: Service>((driver, accepted, bundle_generation): Ready<S>, shared: &Shared) {

@@ -204,6 +204,7 @@ pub(crate) fn server_config(config: &ServerConfig) -> Arc<ServerConfig> {
 mod tests {
     use super::*;
     use crate::{
+        control::Control,
         io::{SharedIo, TlsIo},
         support::Mesh,
     };
@@ -237,8 +238,11 @@ mod tests {
         let expected = vec![mesh.id("shop", "catalog")];
 
         let (mut near, far) = pair().await;
-        let config = Arc::new(hbone_server_config(&live).unwrap());
-        let theirs = tokio_rustls::TlsAcceptor::from(config).accept(far);
+        // It sends session tickets, as other servers do.
+        let mut config = hbone_server_config(&live).unwrap();
+        config.session_storage = rustls::server::ServerSessionMemoryCache::new(8);
+        config.send_tls13_tickets = 2;
+        let theirs = tokio_rustls::TlsAcceptor::from(Arc::new(config)).accept(far);
         let ours = connect(
             &mut near,
             hbone_client_config(&live, expected.clone()).unwrap(),
@@ -246,7 +250,7 @@ mod tests {
         );
         let (mut ours, theirs) = tokio::join!(ours, theirs);
         ours.as_mut().unwrap().records.limit_key_to(3);
-        let ours = SharedIo::new(TlsIo::new(near, ours.unwrap()));
+        let ours = SharedIo::new(TlsIo::new(near, ours.unwrap(), Control::new()));
         converse(&ours, theirs.unwrap().into()).await;
 
         let (near, mut far) = pair().await;
@@ -257,7 +261,7 @@ mod tests {
         let (theirs, mut ours) = tokio::join!(theirs, ours);
         assert_eq!(ours.as_ref().unwrap().chain.len(), 1);
         ours.as_mut().unwrap().records.limit_key_to(3);
-        let ours = SharedIo::new(TlsIo::new(far, ours.unwrap()));
+        let ours = SharedIo::new(TlsIo::new(far, ours.unwrap(), Control::new()));
         converse(&ours, theirs.unwrap().into()).await;
     }
 
@@ -304,7 +308,7 @@ mod tests {
             accept(&mut far, server_config(&hbone_server_config(&live).unwrap()))
         );
         drop(theirs);
-        let ours = SharedIo::new(TlsIo::new(near, ours.unwrap()));
+        let ours = SharedIo::new(TlsIo::new(near, ours.unwrap(), Control::new()));
         far.write_all(&[23, 3, 3, 0, 32]).await.unwrap();
         far.write_all(&[9; 32]).await.unwrap();
         let error = ours.clone().read(&mut [0; 8]).await.unwrap_err();

@@ -523,8 +523,9 @@ async fn a_peer_of_another_trust_domain_is_refused_by_the_server() {
         .open(&w.target, &request(address), Instant::now() + WAIT)
         .await
         .unwrap_err();
+    // TLS 1.3 lets the client finish first: the alert comes when the connection is in use already.
     assert!(
-        !matches!(refused, OpenError::Status(_) | OpenError::Timeout(_)),
+        matches!(refused, OpenError::Tls(TlsError::Alert(_))),
         "{refused:?}"
     );
     assert!(w.server.connections().is_empty());

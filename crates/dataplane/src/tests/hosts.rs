@@ -318,6 +318,16 @@ impl Host {
         self.connect(tasks, (VIP, port)).refusal().await
     }
 
+    /// Bytes of the task that an application's connection runs in.
+    pub(crate) fn task_size(&self) -> usize {
+        let held = Hand {
+            destination: (VIP, 80).into(),
+            source: (VIP, 1).into(),
+            outcome: oneshot::channel().0,
+        };
+        size_of_val(&outbound::serve(Arc::clone(&self.dataplane.context), held))
+    }
+
     /// True if some line of the metrics has all these parts.
     pub(crate) fn measured(&self, parts: &[&str]) -> bool {
         self.metrics

@@ -333,3 +333,12 @@ async fn open_connections_follow_the_endpoint_with_fewest() {
         (5, 5)
     );
 }
+
+#[tokio::test]
+async fn an_open_connection_costs_a_small_task() {
+    let mut fleet = Fleet::new();
+    let web = fleet.host("webapp");
+    let size = web.task_size();
+    // Beside it: the flow (320), the stream in HTTP/2 (about 700) and the socket of the runtime (about 300).
+    assert!(size <= 1100, "{size}");
+}
