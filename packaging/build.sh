@@ -229,7 +229,7 @@ build_rpm() {
   rpmbuild --quiet -bb --target "$RPM_ARCH-linux" --buildroot "$root" \
     --define "_topdir $WORK/rpm/top" --define "_rpmdir $OUT" --define "_rpmfilename %{NAME}-%{VERSION}-%{RELEASE}.%{ARCH}.rpm" \
     --define "_buildhost tombolo.example" --define "use_source_date_epoch_as_buildtime 1" --define "clamp_mtime_to_source_date_epoch 1" \
-    --define "_binary_payload w6.xzdio" --define "__os_install_post %{nil}" --define "_build_id_links none" --define "debug_package %{nil}" \
+    --define "_binary_payload w12.zstdio" --define "__os_install_post %{nil}" --define "_build_id_links none" --define "debug_package %{nil}" \
     --define "_docdir_fmt %{NAME}" --define "__spec_install_pre %{nil}" --define "__spec_clean_body %{nil}" "$spec" > "$WORK/rpm.log" 2>&1 \
     || { cat "$WORK/rpm.log" >&2; die "rpmbuild failed for $package"; }
 }

@@ -31,7 +31,22 @@ pub fn build(revision: u32, into: &Path) -> Result<()> {
     let mut command = Command::new(packaging().join("build.sh"));
     command.arg(into).env("TOMBOLO_BIN_DIR", binaries());
     command.env("TOMBOLO_PACKAGE_REVISION", revision.to_string());
+    command.env("SOURCE_DATE_EPOCH", commit_time()?);
     output(&mut command).map(drop)
+}
+
+/// Time of the commit, as the scripts find it. Once per run: a commit in the middle of it is no difference.
+fn commit_time() -> Result<&'static str> {
+    static TIME: OnceLock<String> = OnceLock::new();
+    if let Some(time) = TIME.get() {
+        return Ok(time);
+    }
+    let script = format!(
+        "source {}/lib.sh && echo $SOURCE_DATE_EPOCH",
+        packaging().display()
+    );
+    let time = output(Command::new("bash").args(["-c", &script]))?;
+    Ok(TIME.get_or_init(|| time.trim().to_owned()))
 }
 
 /// Runs a command to its end; gives its standard output.

@@ -189,7 +189,14 @@ impl Machine {
 
     /// The end of its journal.
     pub fn journal(&self) -> String {
-        let lines = self.sh("journalctl --no-pager -q -o short-precise -n 80 -u 'tombolo*' 2>&1");
+        // With the fields of ours, which say more than the message.
+        let fields = "SYSLOG_IDENTIFIER|PRIORITY|MESSAGE|REASON|DETAIL|CAUSE|ERROR|DST_ADDRESS|_SOURCE_REALTIME_TIMESTAMP";
+        let awk = format!(
+            "/^$/{{print line; line=\"\"; next}} /^({fields})=/{{sub(/^[^=]*=/, \"\"); line=line \"  \" $0}}"
+        );
+        let lines = self.sh(&format!(
+            "journalctl --no-pager -q -o export -n 60 -u 'tombolo*' 2>&1 | awk '{awk}'"
+        ));
         format!(
             "--- journal of {}\n{}",
             self.name,

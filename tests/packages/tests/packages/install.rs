@@ -177,7 +177,8 @@ fn purge_leaves_nothing() -> Result<()> {
     let users = vm.ok("getent passwd; getent group")?;
     vm.apt("install tombolo-agent tombolo-discovery")?;
     vm.ok("tombolo-discovery init --trust-domain mesh.example --advertise 127.0.0.1:15012")?;
-    vm.ok("systemctl start tombolo-discovery")?;
+    // Beside an agent on one host each needs a port for readiness of its own.
+    vm.ok("sed -i 's/127.0.0.1:15021/127.0.0.1:15022/' /etc/tombolo/discovery.yaml && systemctl start tombolo-discovery")?;
     vm.ok("echo 'workers: 1' >> /etc/tombolo/agent.yaml")?;
 
     vm.apt("remove tombolo-agent tombolo-discovery tombolo")?;
