@@ -26,6 +26,9 @@ pub const BRAKE_SHARE_PERCENT: usize = 20;
 pub const SETTLE: Duration = Duration::from_millis(700);
 /// A suspect is dialled again at this interval.
 pub const REDIAL: Duration = Duration::from_secs(1);
+/// First interval at which a connected member is dialled that was not reached yet: its listener may be up a moment after
+/// its control stream, and a witness that comes late is none.
+const LEARN_MIN: Duration = Duration::from_millis(100);
 /// Longest interval at which a connected member is dialled that was not reached yet.
 const LEARN_MAX: Duration = Duration::from_secs(60);
 /// Most dials under way at once; more wait for their turn.
@@ -113,7 +116,8 @@ struct Member {
 /// The machine.
 #[derive(Debug)]
 pub struct Liveness {
-    started: Instant,
+    /// End of the grace.
+    grace_end: Instant,
     grace_over: bool,
     members: BTreeMap<DeviceId, Member>,
     timers: BTreeSet<(Instant, DeviceId)>,
@@ -130,10 +134,10 @@ struct Network {
 }
 
 impl Liveness {
-    /// Starts the grace.
-    pub fn new(now: Instant) -> Self {
+    /// Starts the grace, [`GRACE`] but in tests.
+    pub fn new(now: Instant, grace: Duration) -> Self {
         Self {
-            started: now,
+            grace_end: now + grace,
             grace_over: false,
             members: BTreeMap::new(),
             timers: BTreeSet::new(),
@@ -175,7 +179,7 @@ impl Liveness {
         member.network = network;
         if member.endpoint != endpoint {
             member.endpoint = endpoint;
-            (member.reached, member.witness, member.learn_interval) = (false, None, REDIAL);
+            (member.reached, member.witness, member.learn_interval) = (false, None, LEARN_MIN);
             member.next_dial = endpoint.map(|_| now);
             self.reschedule(device, now);
         }
@@ -210,7 +214,7 @@ impl Liveness {
         member.streams += 1;
         (member.suspect_since, member.witness) = (None, None);
         (member.out, member.out_by_suspicion) = (None, false);
-        member.learn_interval = REDIAL;
+        member.learn_interval = LEARN_MIN;
         member.next_dial = if member.reached {
             None
         } else {
@@ -282,9 +286,15 @@ impl Liveness {
         self.reschedule(device, now);
     }
 
+    /// Ends the grace: there is nobody who could have to come back.
+    pub fn end_grace(&mut self, now: Instant) {
+        self.grace_end = now;
+        self.grace_over = true;
+    }
+
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
-        if !self.grace_over && now >= self.started + GRACE {
+        if !self.grace_over && now >= self.grace_end {
             self.grace_over = true;
             let missing: Vec<DeviceId> = self
                 .members
@@ -330,7 +340,7 @@ impl Liveness {
 
     /// When [`Self::handle_timeout`] has something to do, and what.
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
-        let grace = (!self.grace_over).then(|| (self.started + GRACE, "end of the start grace"));
+        let grace = (!self.grace_over).then_some((self.grace_end, "end of the start grace"));
         let timer = self
             .timers
             .first()
@@ -520,7 +530,7 @@ impl Member {
             out_by_suspicion: false,
             dialling: false,
             next_dial: None,
-            learn_interval: REDIAL,
+            learn_interval: LEARN_MIN,
             wake: None,
         }
     }

@@ -7,7 +7,7 @@ mod scenes;
 mod story;
 
 use anyhow::{Result, bail};
-use std::time::Duration;
+use std::{process::ExitCode, time::Duration};
 use story::Story;
 use tombolo_testkit::{Mesh, Nginx, Postgres, Process, Vm, binaries};
 
@@ -24,7 +24,17 @@ struct Stage {
     mesh: Mesh,
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match tell() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("\nThe demo failed: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn tell() -> Result<()> {
     let flags: Vec<String> = std::env::args().skip(1).collect();
     let has = |flag: &str| flags.iter().any(|f| f == flag);
     if let Some(unknown) = flags
@@ -48,6 +58,7 @@ fn main() -> Result<()> {
         "hosts, router, nginx and two PostgreSQL servers are up ({})",
         story::time(story.elapsed())
     ));
+    story.say("each host's dnsmasq has one line for mesh.internal; its owner logs every connection (access_log: all)");
     let before = scenes::fingerprints(&stage)?;
     scenes::join(&mut story, &mut stage)?;
     scenes::identity(&mut story, &mut stage)?;

@@ -110,7 +110,7 @@ pub(crate) fn identity(story: &mut Story, stage: &mut Stage) -> Result<()> {
     let capture = stage.mesh.lab.dir().join("wire.pcap");
     let mut command = stage.mesh.lab.router_command("tcpdump");
     command
-        .args(["-i", "any", "-U", "-w"])
+        .args(["-i", "any", "-U", "--immediate-mode", "-w"])
         .arg(&capture)
         .args(["tcp or udp"]);
     let mut sniffer =
@@ -156,7 +156,8 @@ pub(crate) fn identity(story: &mut Story, stage: &mut Stage) -> Result<()> {
             .filter(|found| !found.1.is_empty())
         });
         found.context("no line with A's identity yet")
-    })?;
+    })
+    .with_context(|| stage.b.agent_log() + &stage.c.agent_log())?;
     story.say(&format!(
         "{}: {}",
         line.0,
@@ -264,9 +265,9 @@ pub(crate) fn power_off(story: &mut Story, stage: &mut Stage) -> Result<()> {
     let name = wait_for("C to be taken out", WAIT, || {
         let list = stage.mesh.tombolo("vm list -n shop")?;
         list.lines()
-            .find(|line| line.contains("Unhealthy"))
+            .find(|line| line.contains(" Away "))
             .map(str::to_owned)
-            .context("all are healthy")
+            .with_context(|| format!("all are healthy:\n{list}"))
     })?;
     let out = now_ms();
     let took = begun.elapsed();

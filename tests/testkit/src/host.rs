@@ -126,6 +126,17 @@ impl Host {
         self.ipv6
     }
 
+    /// The router's address on the link.
+    pub fn router(&self) -> IpAddr {
+        let [a, b, c, _] = self.ipv4.octets();
+        let [head @ .., _] = self.ipv6.segments();
+        if self.shape.ipv4 {
+            Ipv4Addr::new(a, b, c, 1).into()
+        } else {
+            Ipv6Addr::new(head[0], head[1], head[2], head[3], head[4], head[5], head[6], 1).into()
+        }
+    }
+
     /// Folder on the machine for logs and scratch files of this host.
     pub fn dir(&self) -> &Path {
         &self.dir

@@ -3,7 +3,7 @@ use anyhow::{Context as _, Result, bail};
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
 };
 
@@ -36,6 +36,7 @@ pub struct Lab {
     prefix: String,
     dir: PathBuf,
     hosts: u8,
+    janitor: Option<Child>,
 }
 
 impl Lab {
@@ -49,6 +50,7 @@ impl Lab {
         let dir = std::env::temp_dir().join(&prefix);
         std::fs::create_dir_all(&dir)?;
         let lab = Self {
+            janitor: janitor(&prefix, &dir),
             prefix,
             dir,
             hosts: 0,
@@ -161,32 +163,38 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        if std::env::var_os("TOMBOLO_LAB_KEEP").is_some() {
-            eprintln!("lab {} is left as it is (TOMBOLO_LAB_KEEP)", self.prefix);
-            return;
+        let _ = Command::new("sh")
+            .args(["-c", SWEEP, "sh", &self.prefix])
+            .arg(&self.dir)
+            .status();
+        if let Some(mut janitor) = self.janitor.take() {
+            let _ = janitor.kill();
+            let _ = janitor.wait();
         }
-        let Ok(list) = run("ip", &["netns", "list"]) else {
-            return;
-        };
-        let own = format!("{}-", self.prefix);
-        for ns in list
-            .stdout
-            .lines()
-            .filter_map(|line| line.split(' ').next())
-            .filter(|ns| ns.starts_with(&own))
-        {
-            if let Ok(pids) = run("ip", &["netns", "pids", ns]) {
-                for pid in pids.stdout.split_whitespace().filter_map(|pid| pid.parse().ok()) {
-                    let _ = nix::sys::signal::kill(
-                        nix::unistd::Pid::from_raw(pid),
-                        nix::sys::signal::Signal::SIGKILL,
-                    );
-                }
-            }
-            let _ = run("ip", &["netns", "del", ns]);
-        }
-        let _ = std::fs::remove_dir_all(&self.dir);
     }
+}
+
+/// Kills what runs in the namespaces of a lab and removes them and its folder.
+const SWEEP: &str = r#"
+for ns in $(ip netns list | cut -d' ' -f1 | grep -F -e "$1-"); do
+  pids=$(ip netns pids "$ns"); [ -z "$pids" ] || kill -9 $pids 2>/dev/null
+  ip netns del "$ns"
+done
+rm -rf "$2"
+"#;
+
+/// Sweeps when this process ends without having dropped its lab, by whatever signal.
+fn janitor(prefix: &str, dir: &Path) -> Option<Child> {
+    let wait = format!("tail --pid=\"$3\" -f /dev/null; {SWEEP}");
+    Command::new("setsid")
+        .args(["sh", "-c", &wait, "sh", prefix])
+        .arg(dir)
+        .arg(std::process::id().to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .ok()
 }
 
 /// Runs a command on the machine itself.

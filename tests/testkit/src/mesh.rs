@@ -93,7 +93,6 @@ impl Mesh {
         ]);
         command.args([
             "--address=/ordinary.example/192.0.2.7",
-            "--bind-dynamic",
             "--no-poll",
             "--user=root",
         ]);
@@ -190,11 +189,7 @@ impl Mesh {
     pub fn bare(&mut self, name: &str) -> Result<Vm> {
         let shape = self.options.shape;
         let host = self.lab.host_shaped(name, shape)?;
-        let upstream = if shape.ipv4 {
-            host.ipv4().to_string().trim_end_matches(".2").to_owned() + ".1"
-        } else {
-            host.ipv6().to_string().trim_end_matches("::2").to_owned() + "::1"
-        };
+        let upstream = host.router();
         let dns_vip = if shape.ipv4 { DNS_VIP } else { "2001:2:0:ffff::254" };
         host.write(
             "/etc/tombolo-dnsmasq.conf",
@@ -203,6 +198,8 @@ impl Mesh {
                  server={upstream}\nserver=/mesh.internal/{dns_vip}\n"
             ),
         )?;
+        // The word of the host's owner: log every connection, not only the refused.
+        host.write("/etc/tombolo/agent.yaml", "access_log: all\n")?;
         let dnsmasq = host.spawn(
             "dnsmasq",
             &["--keep-in-foreground", "--conf-file=/etc/tombolo-dnsmasq.conf"],

@@ -31,7 +31,7 @@ fn power_off_takes_out_one_and_a_lost_control_plane_nobody() -> Result<()> {
     let begun = Instant::now();
     c.host.power_off()?;
     wait_for("c to be out", PATIENCE, || {
-        if mesh.tombolo("vm list -n shop")?.contains("Unhealthy") {
+        if mesh.tombolo("vm list -n shop")?.contains(" Away ") {
             Ok(())
         } else {
             bail!("all are healthy")
