@@ -1,5 +1,6 @@
 //! The configuration file, /etc/tombolo/discovery.yaml: typed, unknown keys refused.
 
+use crate::fleet::liveness::GRACE;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use std::{
     net::SocketAddr,
@@ -148,6 +149,9 @@ pub struct Config {
     /// Port of members that the second witness dials.
     #[serde(default = "default_witness_port", skip_serializing_if = "is_hbone")]
     pub witness_port: u16,
+    /// After a start nobody is taken out by suspicion for so long.
+    #[serde(default = "default_start_grace", skip_serializing_if = "is_default_grace")]
+    pub start_grace: Life,
 }
 
 /// Format of log lines.
@@ -193,6 +197,12 @@ fn default_certificate_life_max() -> Life {
 }
 fn default_log_level() -> String {
     "info".into()
+}
+fn default_start_grace() -> Life {
+    Life(GRACE)
+}
+fn is_default_grace(grace: &Life) -> bool {
+    *grace == default_start_grace()
 }
 fn default_witness_port() -> u16 {
     ports::HBONE
@@ -260,6 +270,7 @@ impl Config {
             log_format: LogFormat::default(),
             log_level: default_log_level(),
             witness_port: default_witness_port(),
+            start_grace: default_start_grace(),
         }
     }
 

@@ -19,6 +19,10 @@ pub struct Refusal {
 
 impl Refusal {
     /// With a code; the status follows from it.
+    #[allow(
+        clippy::wildcard_enum_match_arm,
+        reason = "a code that is not named is a matter of rights"
+    )]
     pub fn new(code: Code, cause: impl fmt::Display) -> Self {
         let status = match code {
             Code::TokenUnknown | Code::TokenProof | Code::DeviceUnknown => tonic::Code::Unauthenticated,
@@ -96,6 +100,10 @@ impl From<ObjectError> for Refusal {
 }
 
 impl From<StoreError> for Refusal {
+    #[allow(
+        clippy::wildcard_enum_match_arm,
+        reason = "every other failure is the store's own"
+    )]
     fn from(error: StoreError) -> Self {
         match &error {
             StoreError::Conflict { key, .. } => Self::new(

@@ -124,6 +124,7 @@ pub async fn start(config: &Config) -> Result<Running> {
             bundles: vec![(trust_domain.clone(), authority.roots_pem().to_owned())],
             memory_path: state.members(),
             witness_port: config.witness_port,
+            start_grace: config.start_grace.0,
         },
         &back,
     )

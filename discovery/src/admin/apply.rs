@@ -8,12 +8,13 @@ use super::{
 };
 use crate::{
     audit::sha256,
+    enroll::follow,
     objects,
     refusal::Refusal,
     roles::{Thing, Verb},
 };
 use std::collections::BTreeSet;
-use tombolo_config::{Kind, Resource};
+use tombolo_config::{Kind, Object, Resource, WorkloadGroupSpec};
 use tombolo_proto::tombolo::admin::v1 as pb;
 use tombolo_registry::validate_in_mesh;
 use tombolo_store::Write;
@@ -196,7 +197,11 @@ impl AdminService {
                     format_args!("namespace {}", group.metadata.namespace),
                 ))
             }
-            _ => Ok(()),
+            Resource::WorkloadGroup(_)
+            | Resource::ServiceEntry(_)
+            | Resource::AuthorizationPolicy(_)
+            | Resource::PeerAuthentication(_)
+            | Resource::Device(_) => Ok(()),
         }
     }
 
@@ -211,7 +216,14 @@ impl AdminService {
             None => objects::create(&planned.after),
             Some(before) => objects::update(&planned.after, before.spec_json() != planned.after.spec_json()),
         };
-        let writes: Vec<Write> = changed.iter().map(|i| write(&plan[*i])).collect();
+        let mut writes: Vec<Write> = changed.iter().map(|i| write(&plan[*i])).collect();
+        for i in &changed {
+            if let (Some(Resource::WorkloadGroup(before)), Resource::WorkloadGroup(after)) =
+                (&plan[*i].before, &plan[*i].after)
+            {
+                writes.extend(self.follow_group(before, after, plan).await?);
+            }
+        }
         let committed = self
             .context
             .mesh
@@ -242,6 +254,49 @@ impl AdminService {
         }
         self.context.mesh.fleet.wait_for(version).await;
         Ok(())
+    }
+
+    /// The entries of a group's members, as the changed group makes them: in the same transaction.
+    async fn follow_group(
+        &self,
+        before: &Object<WorkloadGroupSpec>,
+        after: &Object<WorkloadGroupSpec>,
+        plan: &[Planned],
+    ) -> Result<Vec<Write>, Refusal> {
+        let view = self.context.mesh.fleet.view();
+        let metadata = &after.metadata;
+        let mut writes = Vec::new();
+        let of_group = view.members.values().filter(|member| {
+            (
+                &member.device.metadata.namespace,
+                &member.device.spec.workload_group,
+            ) == (&metadata.namespace, &metadata.name)
+        });
+        for member in of_group {
+            let name = &member.device.spec.workload_entry;
+            let in_batch = plan.iter().any(|planned| {
+                planned.after.kind() == Kind::WorkloadEntry
+                    && planned.after.namespace() == metadata.namespace
+                    && planned.after.name() == name
+            });
+            if in_batch {
+                continue; // what the user says of this entry goes before what the group says of all
+            }
+            let Some(entry) = self
+                .context
+                .mesh
+                .objects
+                .workload_entry(&metadata.namespace, name)
+                .await?
+            else {
+                continue;
+            };
+            let followed = follow(before, after, &entry);
+            if followed != entry {
+                writes.push(objects::update(&Resource::WorkloadEntry(followed), true));
+            }
+        }
+        Ok(writes)
     }
 
     pub(super) async fn delete_object(
@@ -303,7 +358,12 @@ impl AdminService {
                     "{title} belongs to an enrolled device. Next: tombolo vm delete {namespace}/{name}"
                 )));
             }
-            _ => {}
+            Resource::WorkloadEntry(_)
+            | Resource::ServiceEntry(_)
+            | Resource::AuthorizationPolicy(_)
+            | Resource::PeerAuthentication(_)
+            | Resource::JoinToken(_)
+            | Resource::Device(_) => {}
         }
         if !dry_run {
             let (_, version) = mesh.objects.commit(vec![objects::delete(&resource)]).await?;

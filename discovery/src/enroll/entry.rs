@@ -1,6 +1,6 @@
 //! The WorkloadEntry that a device becomes: pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use tombolo_config::{
     Metadata, Object, OwnerReference, Resource, WorkloadEntrySpec, WorkloadGroupSpec, annotation,
 };
@@ -37,19 +37,15 @@ pub(super) fn make(
     let mut spec = group.spec.template.clone();
     spec.address.clear();
     let mut warnings = Vec::new();
-    let mut labels: BTreeMap<String, String> = spec.labels.clone();
-    labels.extend(group.spec.metadata.labels.clone());
-    let listed = group.metadata.annotations.get(annotation::NODE_LABELS);
-    let listed: Vec<&str> = listed
-        .map(|text| text.split(',').map(str::trim).collect())
-        .unwrap_or_default();
+    let mut labels = labels_of(group);
+    let listed = listed(group);
     let ordered: BTreeMap<&String, &String> = node_labels.iter().take(NODE_LABELS_MAX).collect();
     for (key, value) in ordered {
         let well_formed = value.len() <= 63
             && value
                 .bytes()
                 .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
-        if listed.contains(&key.as_str()) && well_formed {
+        if listed.contains(key) && well_formed {
             labels.insert(key.clone(), value.clone());
         } else {
             let shown: String = key.chars().take(100).collect();
@@ -92,26 +88,71 @@ pub(super) fn make(
     (Object::<WorkloadEntrySpec>::new(metadata, spec), warnings)
 }
 
+/// The entry of a member after its group changed: labels, ports, weight and locality follow; what the node added and
+/// still may add stays; identity, network and address are settled by enrolment.
+pub(crate) fn follow(
+    before: &Object<WorkloadGroupSpec>,
+    after: &Object<WorkloadGroupSpec>,
+    entry: &Object<WorkloadEntrySpec>,
+) -> Object<WorkloadEntrySpec> {
+    let mut followed = entry.clone();
+    let (old, new) = (labels_of(before), labels_of(after));
+    let listed = listed(after);
+    let (old_listed, tunnel) = (self::listed(before), annotation::TUNNEL);
+    let edit = |labels: &mut BTreeMap<String, String>| {
+        // A label that neither version of the group knows was written by an operator, or by the node where it may.
+        labels.retain(|key, _| {
+            key == tunnel || listed.contains(key) || !(old.contains_key(key) || old_listed.contains(key))
+        });
+        for (key, value) in &new {
+            if !listed.contains(key) || !labels.contains_key(key) {
+                labels.insert(key.clone(), value.clone());
+            }
+        }
+    };
+    edit(&mut followed.spec.labels);
+    edit(&mut followed.metadata.labels);
+    let (spec, template) = (&mut followed.spec, &after.spec.template);
+    spec.ports.clone_from(&template.ports);
+    spec.locality.clone_from(&template.locality);
+    spec.weight = template.weight;
+    let checks = annotation::HEALTH_CHECKS_ENABLED;
+    match &after.spec.probe {
+        Some(_) => drop(followed.metadata.annotations.insert(checks.into(), "true".into())),
+        None => drop(followed.metadata.annotations.remove(checks)),
+    }
+    followed
+}
+
+/// Labels that a group gives its members.
+fn labels_of(group: &Object<WorkloadGroupSpec>) -> BTreeMap<String, String> {
+    let mut labels = group.spec.template.labels.clone();
+    labels.extend(group.spec.metadata.labels.clone());
+    labels
+}
+
+/// Label keys that a node may set itself.
+fn listed(group: &Object<WorkloadGroupSpec>) -> BTreeSet<String> {
+    let text = group.metadata.annotations.get(annotation::NODE_LABELS);
+    text.map(|text| text.split(',').map(|key| key.trim().to_owned()).collect())
+        .unwrap_or_default()
+}
+
 /// Host names of the services of the same namespace that select the entry.
 pub(super) fn hostnames(entry: &Object<WorkloadEntrySpec>, services: &[Resource]) -> Vec<String> {
-    let selects = |resource: &Resource| match resource {
-        Resource::ServiceEntry(service) => service.spec.workload_selector.as_ref().is_some_and(|selector| {
-            !selector.labels.is_empty()
-                && selector
-                    .labels
-                    .iter()
-                    .all(|(k, v)| entry.spec.labels.get(k) == Some(v))
-        }),
-        _ => false,
-    };
-    let mut hosts: Vec<String> = services
-        .iter()
-        .filter(|resource| selects(resource))
-        .flat_map(|resource| match resource {
-            Resource::ServiceEntry(service) => service.spec.hosts.clone(),
-            _ => Vec::new(),
-        })
-        .collect();
+    let mut hosts = Vec::new();
+    for resource in services {
+        let Resource::ServiceEntry(service) = resource else {
+            continue;
+        };
+        let Some(selector) = &service.spec.workload_selector else {
+            continue;
+        };
+        let selects = |(key, value)| entry.spec.labels.get(key) == Some(value);
+        if !selector.labels.is_empty() && selector.labels.iter().all(selects) {
+            hosts.extend(service.spec.hosts.iter().cloned());
+        }
+    }
     hosts.sort();
     hosts.dedup();
     hosts
@@ -166,6 +207,53 @@ mod tests {
         assert_eq!(
             entry.metadata.annotations[annotation::AUTO_REGISTRATION_GROUP],
             "catalog"
+        );
+    }
+
+    #[test]
+    fn members_follow_their_group() {
+        let labels = [("rack", "r1"), ("zone", "z1")]
+            .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            .into();
+        let (mut entry, _) = make(&group(), DeviceId(1), &labels, "2026-01-01T00:00:00Z");
+        entry.spec.address = "10.0.0.1".into();
+        entry.spec.labels.insert("mine".into(), "x".into());
+        let mut after = group();
+        after
+            .metadata
+            .annotations
+            .insert(annotation::NODE_LABELS.into(), "rack".into());
+        after.spec.template.labels = [("app", "catalog"), ("new", "n")]
+            .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            .into();
+        after.spec.metadata.labels.clear();
+        after.spec.template.ports = [("http".to_owned(), 9090)].into();
+        after.spec.template.service_account = "other".into();
+        let followed = follow(&group(), &after, &entry);
+        let want = [
+            ("app", "catalog"),
+            ("new", "n"),
+            ("rack", "r1"),
+            ("mine", "x"),
+            (annotation::TUNNEL, "http"),
+        ];
+        assert_eq!(
+            followed.spec.labels,
+            want.map(|(k, v)| (k.to_owned(), v.to_owned())).into()
+        );
+        assert_eq!(followed.spec.ports["http"], 9090);
+        assert_eq!(
+            (
+                followed.spec.address.as_str(),
+                followed.spec.service_account.as_str()
+            ),
+            ("10.0.0.1", "catalog")
+        );
+        assert_eq!(
+            follow(&group(), &group(), &make(&group(), DeviceId(1), &labels, "x").0)
+                .spec
+                .labels["zone"],
+            "z1"
         );
     }
 

@@ -9,6 +9,7 @@ mod leave;
 mod redeem;
 mod renew;
 
+pub(crate) use entry::follow;
 pub(crate) use renew::expiry;
 
 use crate::{
@@ -34,6 +35,8 @@ use tonic::{Request, Response, Status};
 
 /// Redemptions at once: a flood of attempts delays no renewal.
 const ENROLLING_MAX: usize = 16;
+/// Redemptions that wait for their turn; more are told to come again.
+const ENROLL_QUEUE_MAX: usize = 512;
 /// Renewals and farewells at once.
 const RENEWING_MAX: usize = 64;
 /// Bytes of a certificate request.
@@ -65,6 +68,7 @@ pub struct Context {
 pub struct EnrollmentService {
     context: Arc<Context>,
     enrolling: Arc<Semaphore>,
+    queue: Arc<Semaphore>,
     renewing: Arc<Semaphore>,
 }
 
@@ -80,6 +84,7 @@ impl EnrollmentService {
         Self {
             context,
             enrolling: Arc::new(Semaphore::new(ENROLLING_MAX)),
+            queue: Arc::new(Semaphore::new(ENROLL_QUEUE_MAX)),
             renewing: Arc::new(Semaphore::new(RENEWING_MAX)),
         }
     }
@@ -99,6 +104,10 @@ impl Context {
     }
 
     /// A certificate for a device of a service account.
+    #[allow(
+        clippy::wildcard_enum_match_arm,
+        reason = "every other failure is the authority's own"
+    )]
     fn certify(
         &self,
         csr: &str,
@@ -233,10 +242,15 @@ impl Enrollment for EnrollmentService {
         request: Request<pb::EnrollRequest>,
     ) -> Result<Response<pb::EnrollResponse>, Status> {
         let link = link_of(&request);
-        let _turn = self
-            .enrolling
+        let _place = self
+            .queue
             .try_acquire()
             .map_err(|_| Refusal::busy("many hosts enrol at once; try again"))?;
+        let _turn = self
+            .enrolling
+            .acquire()
+            .await
+            .map_err(|_| Status::unavailable("discovery is stopping"))?;
         let mut act = Act::default();
         let result = self.context.enroll(&link, &request.into_inner(), &mut act).await;
         self.context

@@ -34,7 +34,10 @@ struct Index {
 
 /// Builds the index when somebody asks, once per world.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Addresses(Arc<Mutex<Option<(Resources, Arc<Index>)>>>);
+pub(super) struct Addresses(Arc<Mutex<Option<Made>>>);
+
+/// The world that an index was made for, and the index.
+type Made = (Resources, Arc<Index>);
 
 impl Addresses {
     fn index(&self, world: &Resources) -> Arc<Index> {

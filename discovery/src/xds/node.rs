@@ -24,10 +24,12 @@ pub(super) struct Client {
 }
 
 fn metadata<'a>(node: &'a Node, key: &str) -> Option<&'a str> {
-    match node.metadata.as_ref()?.fields.get(key)?.kind.as_ref()? {
-        prost_types::value::Kind::StringValue(text) if !text.is_empty() => Some(text),
-        _ => None,
-    }
+    let prost_types::value::Kind::StringValue(text) =
+        node.metadata.as_ref()?.fields.get(key)?.kind.as_ref()?
+    else {
+        return None;
+    };
+    (!text.is_empty()).then_some(text)
 }
 
 fn shortened(text: &str) -> String {

@@ -280,7 +280,7 @@ async fn revoked_is_refused_everywhere_at_once() {
             .iter()
             .map(|id| format!("{id:016x}"))
             .collect::<Vec<_>>(),
-        [device.clone()]
+        std::slice::from_ref(&device)
     );
     let ended = loop {
         match streams[0].next().await {

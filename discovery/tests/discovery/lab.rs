@@ -45,6 +45,10 @@ pub(crate) struct Lab {
 
 impl Lab {
     pub(crate) async fn start() -> Self {
+        Self::start_with(|_| ()).await
+    }
+
+    pub(crate) async fn start_with(edit: impl FnOnce(&mut Config)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut config = Config::new("mesh.example", vec!["discovery.test:15012".into()]);
         config.state_dir = dir.path().join("state");
@@ -52,6 +56,7 @@ impl Lab {
         config.listen = "127.0.0.1:0".parse().unwrap();
         config.debug_listen = Endpoint::At("127.0.0.1:0".parse().unwrap());
         config.readiness_listen = Endpoint::At("127.0.0.1:0".parse().unwrap());
+        edit(&mut config);
         let founding = Founding {
             config: config.clone(),
             config_path: dir.path().join("etc/discovery.yaml"),
@@ -162,7 +167,7 @@ impl Lab {
         token
     }
 
-    fn bundle(&self) -> Arc<TrustBundle> {
+    pub(crate) fn bundle(&self) -> Arc<TrustBundle> {
         let roots = std::fs::read_dir(self.config.state_dir.join("ca")).unwrap();
         let root = roots
             .flatten()
@@ -175,12 +180,18 @@ impl Lab {
 
     /// A connection, with a certificate if there is one, and its exporter.
     pub(crate) async fn dial(&self, identity: Option<Arc<WorkloadIdentity>>) -> (Channel, [u8; 32]) {
+        self.dial_at(self.running().address, identity).await
+    }
+
+    pub(crate) async fn dial_at(
+        &self,
+        address: SocketAddr,
+        identity: Option<Arc<WorkloadIdentity>>,
+    ) -> (Channel, [u8; 32]) {
         let live = LiveIdentity::new(identity.clone(), vec![self.bundle()]);
         let tls =
             control_client_config(&live, &SpiffeId::discovery(trust_domain()), identity.is_some()).unwrap();
-        let socket = tokio::net::TcpStream::connect(self.running().address)
-            .await
-            .unwrap();
+        let socket = tokio::net::TcpStream::connect(address).await.unwrap();
         let name = control_server_name(&trust_domain()).unwrap();
         let stream = tokio_rustls::TlsConnector::from(Arc::new(tls))
             .connect(name, socket)
@@ -235,6 +246,8 @@ pub(crate) struct Host {
     pub(crate) registration: pb::Registration,
     pub(crate) identity: Option<Arc<WorkloadIdentity>>,
     pub(crate) warnings: Vec<String>,
+    /// What it says of itself.
+    pub(crate) addresses: Vec<String>,
 }
 
 impl Host {
@@ -245,6 +258,7 @@ impl Host {
             registration: pb::Registration::default(),
             identity: None,
             warnings: Vec::new(),
+            addresses: vec!["10.1.2.3".into()],
         }
     }
 
@@ -262,7 +276,7 @@ impl Host {
             device_signature: self.key.sign(&message),
             csr: self.csr.csr_pem.clone(),
             hostname: "vm-a".into(),
-            addresses: vec!["10.1.2.3".into()],
+            addresses: self.addresses.clone(),
             ..Default::default()
         }
     }
@@ -314,6 +328,7 @@ impl Host {
             ("NAME", &registration.workload_name),
             ("NAMESPACE", &registration.namespace),
             ("SERVICE_ACCOUNT", &registration.service_account),
+            ("INSTANCE_IPS", &self.addresses.join(",")),
         ])
     }
 
@@ -412,6 +427,17 @@ impl Ads {
             .await;
     }
 
+    /// True if nothing comes for a while; what comes is acknowledged.
+    pub(crate) async fn is_quiet_after_acks(&mut self) -> bool {
+        match tokio::time::timeout(Duration::from_millis(300), self.responses.message()).await {
+            Ok(message) => {
+                self.ack(&message.unwrap().unwrap()).await;
+                false
+            }
+            Err(_) => true,
+        }
+    }
+
     /// True if nothing comes for a while.
     pub(crate) async fn is_quiet(&mut self) -> bool {
         tokio::time::timeout(Duration::from_millis(300), self.responses.message())
@@ -473,4 +499,27 @@ pub(crate) async fn http_get(address: SocketAddr, path: &str) -> String {
     let mut answer = String::new();
     socket.read_to_string(&mut answer).await.unwrap();
     answer
+}
+
+/// An address of this host that a node may claim: not loopback, not link-local.
+pub(crate) fn host_address() -> Option<std::net::IpAddr> {
+    let plan = tombolo_types::AddressPlan::default();
+    nix::ifaddrs::getifaddrs()
+        .unwrap()
+        .filter_map(|interface| {
+            interface
+                .address?
+                .as_sockaddr_in()
+                .map(|address| address.ip().into())
+        })
+        .find(|address| tombolo_discovery::address::may_be_claimed(*address, &plan))
+}
+
+/// Says that a test cannot run here; fails where it must.
+pub(crate) fn skip(reason: &str) {
+    assert!(
+        std::env::var_os("TOMBOLO_TEST_REQUIRE").is_none(),
+        "required, but: {reason}"
+    );
+    println!("SKIPPED: {reason}");
 }

@@ -1,5 +1,19 @@
 use crate::lab::*;
-use tombolo_proto::{google::rpc::Status, type_url, xds::DeltaDiscoveryRequest};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::net::{TcpListener, TcpStream};
+use tombolo_discovery::config::Life;
+use tombolo_identity::{LiveIdentity, hbone_server_config};
+use tombolo_proto::{
+    google::rpc::Status,
+    istio::workload::{Address, WorkloadStatus, address::Type},
+    type_url,
+    xds::DeltaDiscoveryRequest,
+};
+use tombolo_runtime::TaskGroup;
 
 async fn state(lab: &Lab) -> (String, String) {
     let vm = lab.vms().await.remove(0);
@@ -104,4 +118,174 @@ async fn health_survives_a_restart_without_being_in_the_store() {
         entry["metadata"]["resourceVersion"], version,
         "no heartbeat was written"
     );
+}
+
+/// A cable that can be cut: forwards to discovery, until it does not any more and nobody is told.
+struct Cable {
+    address: SocketAddr,
+    cut: tokio_util::sync::CancellationToken,
+    tasks: TaskGroup,
+}
+
+impl Cable {
+    async fn to(target: SocketAddr) -> Self {
+        let listener = TcpListener::bind((target.ip(), 0)).await.unwrap();
+        let (address, cut) = (
+            listener.local_addr().unwrap(),
+            tokio_util::sync::CancellationToken::new(),
+        );
+        let tasks = TaskGroup::new("cable");
+        let (token, group) = (cut.clone(), tasks.clone());
+        tasks.spawn_until_stopped("cable", async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let token = token.clone();
+                group.spawn_until_stopped("strand", async move {
+                    let mut far = TcpStream::connect(target).await.unwrap();
+                    let forward = tokio::io::copy_bidirectional(&mut near, &mut far);
+                    let _ = token.run_until_cancelled(forward).await;
+                    std::future::pending::<()>().await; // the sockets stay open, and silent
+                });
+            }
+        });
+        Self { address, cut, tasks }
+    }
+}
+
+impl Drop for Cable {
+    fn drop(&mut self) {
+        self.tasks.stop();
+    }
+}
+
+/// A member on this host's own address whose stream runs over a cable, and another one that watches.
+async fn powered(witness: u16, address: IpAddr) -> (Lab, Host, Ads, Cable, Ads) {
+    let lab = Lab::start_with(|config| {
+        config.listen = SocketAddr::new(address, 0);
+        config.witness_port = witness;
+        config.start_grace = Life(Duration::ZERO);
+    })
+    .await;
+    lab.group("catalog").await;
+    let token = lab.token("catalog", |_| ()).await;
+    let mut host = Host::new();
+    host.addresses = vec![address.to_string()];
+    host.enrol(&lab, &token).await.unwrap();
+    assert!(
+        host.warnings.is_empty(),
+        "the source of the connection: {:?}",
+        host.warnings
+    );
+    let cable = Cable::to(lab.running().address).await;
+    let (channel, _) = lab.dial_at(cable.address, host.identity.clone()).await;
+    let mut stream = Ads::open(channel, host.node(), None).await;
+    stream.subscribe(type_url::ADDRESS).await;
+    stream.next().await.unwrap();
+    let mut observer = lab.enrol("catalog").await.ads(&lab).await;
+    observer.subscribe(type_url::ADDRESS).await;
+    let memory = lab.config.state_dir.join("members.json");
+    lab.wait_for("the witness to have reached it", async || {
+        std::fs::read_to_string(&memory)
+            .unwrap_or_default()
+            .contains(r#""reached":true"#)
+    })
+    .await;
+    while !observer.is_quiet_after_acks().await {}
+    (lab, host, stream, cable, observer)
+}
+
+#[tokio::test]
+async fn power_off_is_pushed_within_three_seconds() {
+    let Some(address) = host_address() else {
+        return skip("this host has no address besides loopback");
+    };
+    let witness = TcpListener::bind((address, 0)).await.unwrap();
+    let (_lab, host, _stream, cable, mut observer) =
+        powered(witness.local_addr().unwrap().port(), address).await;
+    drop(witness);
+    let start = Instant::now();
+    cable.cut.cancel();
+    loop {
+        let push = observer.next().await.unwrap();
+        let gone = push.resources.iter().any(|resource| {
+            let address: Address = tombolo_proto::unpack(resource.resource.as_ref().unwrap()).unwrap();
+            matches!(address.r#type, Some(Type::Workload(workload))
+                if workload.name == host.registration.workload_name && workload.status() == WorkloadStatus::Unhealthy)
+        });
+        if gone {
+            break;
+        }
+    }
+    println!("power-off to push: {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_lost_stream_alone_takes_nobody_out() {
+    let Some(address) = host_address() else {
+        return skip("this host has no address besides loopback");
+    };
+    let witness = TcpListener::bind((address, 0)).await.unwrap();
+    let (lab, host, _stream, cable, mut observer) =
+        powered(witness.local_addr().unwrap().port(), address).await;
+    cable.cut.cancel();
+    let vm = async || {
+        lab.vms()
+            .await
+            .into_iter()
+            .find(|vm| vm.device_id == host.registration.device_id)
+            .unwrap()
+    };
+    lab.wait_for("suspect", async || vm().await.state == "Suspect")
+        .await;
+    lab.wait_for("its witness", async || {
+        vm().await.reason.contains("still answers")
+    })
+    .await;
+    assert!(observer.is_quiet().await, "nothing was pushed");
+}
+
+#[tokio::test]
+async fn an_address_goes_to_whoever_shows_the_certificate_there() {
+    let Some(address) = host_address() else {
+        return skip("this host has no address besides loopback");
+    };
+    let witness = TcpListener::bind((address, 0)).await.unwrap();
+    let (lab, first, _stream, _cable, _observer) =
+        powered(witness.local_addr().unwrap().port(), address).await;
+    let token = lab.token("catalog", |_| ()).await;
+    let mut second = Host::new();
+    second.addresses = vec![address.to_string()];
+    second.enrol(&lab, &token).await.unwrap();
+    assert!(second.warnings[0].starts_with("TMB0130"), "{:?}", second.warnings);
+    let address_of = async |host: &Host| {
+        let entry = lab
+            .get("WorkloadEntry", &host.registration.workload_name)
+            .await
+            .unwrap();
+        entry["spec"]["address"].as_str().unwrap_or_default().to_owned()
+    };
+    assert_eq!(
+        (address_of(&first).await, address_of(&second).await),
+        (address.to_string(), String::new())
+    );
+    // The second one is who answers on the HBONE port.
+    let live = LiveIdentity::new(second.identity.clone(), vec![lab.bundle()]);
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(hbone_server_config(&live).unwrap()));
+    let tasks = TaskGroup::new("hbone");
+    tasks.spawn_until_stopped("hbone", async move {
+        while let Ok((socket, _)) = witness.accept().await {
+            let _ = acceptor.accept(socket).await;
+        }
+    });
+    let _stream = {
+        let mut ads = second.ads(&lab).await;
+        ads.subscribe(type_url::ADDRESS).await;
+        ads
+    };
+    lab.wait_for("the address to move", async || {
+        address_of(&second).await == address.to_string()
+    })
+    .await;
+    assert_eq!(address_of(&first).await, "");
+    tasks.stop();
 }

@@ -1,4 +1,10 @@
 //! A discovery in this process, and real clients over loopback TLS: enrolment, certificates, xDS, admin API.
+#![allow(
+    clippy::unwrap_used,
+    clippy::unwrap_in_result,
+    clippy::print_stdout,
+    reason = "a test stops where it fails"
+)]
 
 mod admin;
 mod certificates;

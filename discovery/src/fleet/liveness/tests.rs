@@ -29,7 +29,7 @@ impl Lab {
     fn new() -> Self {
         let now = Instant::now();
         Self {
-            live: Liveness::new(now),
+            live: Liveness::new(now, GRACE),
             now,
             answers: BTreeMap::new(),
             brakes: Vec::new(),

@@ -54,7 +54,7 @@ impl Client {
     /// Names with versions, then `-name`s; acknowledges.
     fn get(&mut self, world: &Resources) -> Option<String> {
         let shown = self.take(world)?;
-        let nonce = self.watch.pending.clone().unwrap();
+        let nonce = self.watch.pending.clone().unwrap_or_default();
         assert_eq!(
             self.send(&DeltaDiscoveryRequest {
                 response_nonce: nonce,
