@@ -26,6 +26,9 @@ pub const BRAKE_SHARE_PERCENT: usize = 20;
 pub const SETTLE: Duration = Duration::from_millis(700);
 /// A suspect is dialled again at this interval.
 pub const REDIAL: Duration = Duration::from_secs(1);
+/// First interval at which a connected member is dialled that was not reached yet: its listener may be up a moment after
+/// its control stream, and a witness that comes late is none.
+const LEARN_MIN: Duration = Duration::from_millis(100);
 /// Longest interval at which a connected member is dialled that was not reached yet.
 const LEARN_MAX: Duration = Duration::from_secs(60);
 /// Most dials under way at once; more wait for their turn.
@@ -176,7 +179,7 @@ impl Liveness {
         member.network = network;
         if member.endpoint != endpoint {
             member.endpoint = endpoint;
-            (member.reached, member.witness, member.learn_interval) = (false, None, REDIAL);
+            (member.reached, member.witness, member.learn_interval) = (false, None, LEARN_MIN);
             member.next_dial = endpoint.map(|_| now);
             self.reschedule(device, now);
         }
@@ -211,7 +214,7 @@ impl Liveness {
         member.streams += 1;
         (member.suspect_since, member.witness) = (None, None);
         (member.out, member.out_by_suspicion) = (None, false);
-        member.learn_interval = REDIAL;
+        member.learn_interval = LEARN_MIN;
         member.next_dial = if member.reached {
             None
         } else {
@@ -281,6 +284,12 @@ impl Liveness {
         }
         self.judge(device, now);
         self.reschedule(device, now);
+    }
+
+    /// Ends the grace: there is nobody who could have to come back.
+    pub fn end_grace(&mut self, now: Instant) {
+        self.grace_end = now;
+        self.grace_over = true;
     }
 
     /// Does what is due.
@@ -521,7 +530,7 @@ impl Member {
             out_by_suspicion: false,
             dialling: false,
             next_dial: None,
-            learn_interval: REDIAL,
+            learn_interval: LEARN_MIN,
             wake: None,
         }
     }

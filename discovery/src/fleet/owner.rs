@@ -164,6 +164,10 @@ pub async fn start(config: OwnerConfig, tasks: &TaskGroup) -> Result<Fleet, Obje
         witness_port: config.witness_port,
     };
     let watch = owner.load(now).await?;
+    if owner.devices.is_empty() {
+        // The grace is for those who were there before and have not come back yet: a new mesh has none.
+        owner.liveness.end_grace(now);
+    }
     owner.settle(now).await;
     owner.publish_world();
     owner.publish_view();
