@@ -86,7 +86,7 @@ fn tls(state: &str, peer: &str) -> String {
     format!(
         r#"          alpn_protocols: [h2]
           tls_params: {{tls_minimum_protocol_version: TLSv1_3, tls_maximum_protocol_version: TLSv1_3}}
-          tls_certificates: [{{certificate_chain: {{filename: {state}/identity.pem}}, private_key: {{filename: {state}/identity.key}}}}]
+          tls_certificates: [{{certificate_chain: {{filename: {state}/identity.pem}}, private_key: {{filename: {state}/identity.pem}}}}]
           validation_context:
             trusted_ca: {{filename: {state}/roots.pem}}
             match_typed_subject_alt_names: [{{san_type: URI, matcher: {{exact: "{peer}"}}}}]"#

@@ -108,7 +108,7 @@ fn an_enrolled_vm_cannot_pose_as_discovery() -> Result<()> {
     ])?;
     poser.host.write(
         "/run/pose.py",
-        "import socket, ssl, threading\nc = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)\nc.load_cert_chain('/var/lib/tombolo/agent/identity.pem', '/var/lib/tombolo/agent/identity.key')\nc.set_alpn_protocols(['h2'])\ns = socket.create_server(('', 15012))\nprint('posing', flush=True)\nwhile True:\n    k, _ = s.accept()\n    try:\n        t = c.wrap_socket(k, server_side=True); print('TLS up', t.recv(1), flush=True)\n    except Exception as e:\n        print('refused', e, flush=True)\n",
+        "import socket, ssl, threading\nc = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)\nc.load_cert_chain('/var/lib/tombolo/agent/identity.pem')\nc.set_alpn_protocols(['h2'])\ns = socket.create_server(('', 15012))\nprint('posing', flush=True)\nwhile True:\n    k, _ = s.accept()\n    try:\n        t = c.wrap_socket(k, server_side=True); print('TLS up', t.recv(1), flush=True)\n    except Exception as e:\n        print('refused', e, flush=True)\n",
     )?;
     let process = poser.host.spawn("python3", &["/run/pose.py"])?;
     wait_for("the poser", PATIENCE, || {
