@@ -378,7 +378,9 @@ impl State {
     /// When a file cannot be removed.
     pub fn wipe(&self) -> Result<(), StateError> {
         FILES.into_iter().try_for_each(|name| self.remove(name))?;
-        self.remove(&format!("{SNAPSHOT}.bad"))
+        self.remove(&format!("{SNAPSHOT}.bad"))?;
+        // The lock itself is held until this value is dropped; its file goes now, so that nothing is left.
+        self.remove(LOCK)
     }
 
     /// The last snapshot as stored.

@@ -50,6 +50,12 @@ impl Nginx {
     }
 }
 
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        self.kill(); // SIGTERM: the workers of a killed master would go on
+    }
+}
+
 /// redis-server without persistence.
 #[derive(Debug)]
 pub struct Redis(#[allow(dead_code, reason = "kept for its drop")] Process);

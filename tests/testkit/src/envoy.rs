@@ -35,7 +35,7 @@ static_resources:
         common_tls_context:
 {tls}
 "#,
-        tls = tls(state, peer)
+        tls = tls(10, state, peer)
     )
 }
 
@@ -78,17 +78,22 @@ static_resources:
     connect_timeout: 5s
     original_dst_lb_config: {{use_http_header: true, http_header_name: ":authority"}}
 "#,
-        tls = tls(state, peer)
+        tls = tls(12, state, peer)
     )
 }
 
-fn tls(state: &str, peer: &str) -> String {
-    format!(
-        r#"          alpn_protocols: [h2]
-          tls_params: {{tls_minimum_protocol_version: TLSv1_3, tls_maximum_protocol_version: TLSv1_3}}
-          tls_certificates: [{{certificate_chain: {{filename: {state}/identity.pem}}, private_key: {{filename: {state}/identity.pem}}}}]
-          validation_context:
-            trusted_ca: {{filename: {state}/roots.pem}}
-            match_typed_subject_alt_names: [{{san_type: URI, matcher: {{exact: "{peer}"}}}}]"#
-    )
+/// The common TLS context, each line `indent` spaces in.
+fn tls(indent: usize, state: &str, peer: &str) -> String {
+    let lines = [
+        "alpn_protocols: [h2]".to_owned(),
+        "tls_params: {tls_minimum_protocol_version: TLSv1_3, tls_maximum_protocol_version: TLSv1_3}"
+            .to_owned(),
+        format!(
+            "tls_certificates: [{{certificate_chain: {{filename: {state}/identity.pem}}, private_key: {{filename: {state}/identity.pem}}}}]"
+        ),
+        "validation_context:".to_owned(),
+        format!("  trusted_ca: {{filename: {state}/roots.pem}}"),
+        format!("  match_typed_subject_alt_names: [{{san_type: URI, matcher: {{exact: \"{peer}\"}}}}]"),
+    ];
+    lines.map(|line| format!("{:indent$}{line}", "")).join("\n")
 }

@@ -58,7 +58,11 @@ impl Lab {
         let router = lab.router();
         run("ip", &["netns", "add", &router])?;
         run("ip", &["-n", &router, "link", "set", "lo", "up"])?;
-        for setting in ["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"] {
+        for setting in [
+            "net.ipv4.ip_forward=1",
+            "net.ipv6.conf.all.forwarding=1",
+            "net.ipv6.conf.default.accept_dad=0",
+        ] {
             run("ip", &["netns", "exec", &router, "sysctl", "-qw", setting])?;
         }
         Ok(lab)
@@ -93,6 +97,18 @@ impl Lab {
         let (router, link) = (self.router(), format!("h{n}"));
         run("ip", &["netns", "add", &ns])?;
         run("ip", &["-n", &ns, "link", "set", "lo", "up"])?;
+        // No duplicate address detection: link-local addresses are usable at once.
+        run(
+            "ip",
+            &[
+                "netns",
+                "exec",
+                &ns,
+                "sysctl",
+                "-qw",
+                "net.ipv6.conf.default.accept_dad=0",
+            ],
+        )?;
         let mtu = shape.mtu.to_string();
         run(
             "ip",

@@ -122,7 +122,7 @@ fn our_agent_calls_envoy() -> Result<()> {
         vm.host
             .sh(&format!("cp -a {STATE} /run/envoy-state"))?
             .checked()?;
-        vm.host.run("tombolo", &["leave"])?.checked()?;
+        vm.host.run("tombolo", &["down"])?.checked()?;
     }
     let peer = "spiffe://mesh.example/ns/shop/sa/webapp";
     let process = run(&e.host, &envoy_server("/run/envoy-state", peer))?;

@@ -13,7 +13,7 @@ fn refused(vm: &Vm, token: &str, code: &str) -> Result<()> {
         output.text()
     );
     ensure!(
-        output.text().contains("Next:"),
+        output.text().to_lowercase().contains("next:"),
         "every refusal names the next step: {}",
         output.text()
     );
@@ -76,7 +76,8 @@ fn two_hosts_of_one_name_are_two_vms_and_leave_is_clean() -> Result<()> {
     // A spent token of the same device burns nothing, and leave removes the entry.
     a.host.run("tombolo", &["leave"])?.checked()?;
     ensure!(mesh.tombolo("get we -n shop -o name")?.lines().count() == 1);
-    ensure!(a.host.sh("ls /var/lib/tombolo/agent")?.stdout.trim().is_empty());
+    let left = a.host.sh("ls -A /var/lib/tombolo/agent")?.stdout;
+    ensure!(left.trim().is_empty(), "leave left {left}");
     wait_for("a to know no mesh", PATIENCE, || {
         ensure!(a.host.sh(&format!("getent ahosts {CATALOG}"))?.code != 0);
         Ok(())

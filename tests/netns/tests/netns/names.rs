@@ -1,9 +1,9 @@
 //! What the host's resolver sees.
 
-use crate::{CATALOG, needs_root, pair};
+use crate::{CATALOG, PATIENCE, needs_root, pair};
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
-use tombolo_testkit::MeshOptions;
+use tombolo_testkit::{MeshOptions, wait_for};
 
 #[test]
 fn mesh_names_are_answered_and_others_never_notice() -> Result<()> {
@@ -39,6 +39,10 @@ fn mesh_names_are_answered_and_others_never_notice() -> Result<()> {
     ensure!(a.agent_pid()? == pid);
     // Killed, mesh addresses fail at once instead of hanging, and still nobody else notices.
     a.host.signal_all("tombolo-agent", Signal::SIGKILL)?;
+    wait_for("the agent to be gone", PATIENCE, || {
+        ensure!(a.host.pids_of("tombolo-agent")?.is_empty());
+        Ok(())
+    })?;
     let address = vip.split_whitespace().next().unwrap_or_default().to_owned();
     let how = a
         .host

@@ -42,7 +42,7 @@ fn a_gigabyte_each_way_and_the_edges_of_tcp() -> Result<()> {
     call(&a, "sum", 7006, 4 << 20)?;
     let reset = a.host.run("tombolo-peer", &["call", "reset", CATALOG, "7005"])?;
     ensure!(
-        reset.stdout.trim() == "ECONNRESET",
+        reset.stdout.starts_with("ECONNRESET"),
         "a reset must arrive as one: {}",
         reset.text()
     );
