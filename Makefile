@@ -27,5 +27,7 @@ bench: setup
 	cargo build --locked --release $(BINS)
 	@$(ROOT) benches/run.sh
 
+-include packaging/packages.mk
+
 clean:
 	cargo clean
