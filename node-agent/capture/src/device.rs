@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd as _, OwnedFd, RawFd},
     task::{Context, Poll, ready},
 };
-use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, unix::AsyncFd};
 
 /// What the device may hand over unfinished: TCP super-segments and checksums of both families.
 const OFFLOADS: libc::c_uint = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
@@ -130,7 +130,9 @@ impl Tun {
         let device = tun::create(&configuration).map_err(into_io)?;
         device.set_nonblock()?;
         // SAFETY: the device owns its descriptor, which is never replaced, and is owned by the AsyncFd from here on.
-        let device = unsafe { AsyncFd::register(Attached(device)) }?;
+        let device = unsafe {
+            AsyncFd::register_with_interest(Attached(device), Interest::READABLE | Interest::ERROR)
+        }?;
         Ok(Self { device, name })
     }
 
@@ -146,6 +148,14 @@ impl Tun {
             if let Ok(read) = guard.try_io(|device| device.get_ref().0.recv(buffer)) {
                 return Poll::Ready(read);
             }
+        }
+    }
+
+    /// Waits until the device is removed: a descriptor of one that is gone is never readable again. Cancel-safe.
+    pub(crate) async fn gone(&self) -> io::Error {
+        match self.device.ready(Interest::ERROR).await {
+            Ok(_) => io::Error::from_raw_os_error(libc::EBADFD),
+            Err(error) => error,
         }
     }
 

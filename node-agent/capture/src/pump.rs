@@ -42,7 +42,12 @@ impl Pump {
     /// Runs until the device is gone, or nobody takes the events any more.
     pub(crate) async fn run(mut self) {
         let mut timer = pin!(tokio::time::sleep(Duration::ZERO));
-        let end = poll_fn(|cx| self.turn(cx, timer.as_mut())).await;
+        let shared = Arc::clone(&self.shared);
+        let end = tokio::select! {
+            biased;
+            end = poll_fn(|cx| self.turn(cx, timer.as_mut())) => end,
+            end = shared.tun.gone() => end,
+        };
         tracing::error!(error = %end, "capture has ended: the TUN device is gone");
     }
 

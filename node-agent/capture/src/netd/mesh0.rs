@@ -5,7 +5,12 @@ use super::{
 };
 use crate::device;
 use ipnet::IpNet;
-use std::{fs, io, net::IpAddr, os::fd::OwnedFd};
+use std::{
+    fs, io,
+    net::IpAddr,
+    os::fd::OwnedFd,
+    time::{Duration, Instant},
+};
 use tombolo_runtime::TaskGroup;
 use tombolo_types::{AddressPlan, Code};
 
@@ -15,6 +20,8 @@ const MTU: u32 = 1500;
 /// Frames that wait to be read: a SYN of each connection that may be held, and half as many segments again would be
 /// lost in a burst with the kernel's 500.
 const QUEUE_FRAMES: u32 = 4096;
+/// So long the kernel may take to act on a new carrier; then netd goes on without.
+const OPERATIONAL_WITHIN: Duration = Duration::from_secs(2);
 /// Metric of the `unreachable` routes: beyond that of the routes to mesh0 (0, and 1,024 in IPv6).
 const UNREACHABLE_METRIC: u32 = 1 << 30;
 /// IPv4 routes shorter than this, and IPv6 routes shorter than the next, count as default routes: VPN clients route
@@ -118,11 +125,52 @@ impl Mesh0 {
             }
         })?;
         self.configure().await?;
+        self.until_operational().await?;
         Ok(fd)
     }
 
+    /// Waits until an attached device does what it is told to: the kernel acts on a new carrier, and delivers to a new
+    /// IPv6 address, some time after it was asked to; a millisecond mostly, a second if carriers change often. Until
+    /// then packets are lost without a word, and the first DNS query of a host would be one of them.
+    async fn until_operational(&self) -> Result<(), Refusal> {
+        let deadline = Instant::now() + OPERATIONAL_WITHIN;
+        while !self
+            .is_operational()
+            .await
+            .map_err(failed("the state of mesh0 cannot be read"))?
+        {
+            if Instant::now() >= deadline {
+                tracing::warn!(
+                    link = self.name,
+                    "the kernel takes long to bring up the link; going on"
+                );
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Ok(())
+    }
+
+    async fn is_operational(&self) -> Result<bool, rtnetlink::Error> {
+        let Some(link) = self.netlink.link(&self.name).await? else {
+            return Ok(true);
+        };
+        if !link.has_carrier {
+            return Ok(true); // nobody is attached: nothing to wait for
+        }
+        let routes = self.netlink.routes().await?;
+        let delivered = |address: IpAddr| {
+            let here =
+                |route: &Route| route.link == Some(link.index) && route.destination == IpNet::from(address);
+            routes.iter().any(here)
+        };
+        let addresses = self.netlink.addresses().await?;
+        let mut own = addresses.iter().filter(|each| each.link == link.index);
+        Ok(link.is_operational && own.all(|each| delivered(each.address)))
+    }
+
     /// Sets what the link needs before it is up; idempotent.
-    async fn configure(&mut self) -> Result<u32, Refusal> {
+    async fn configure(&self) -> Result<u32, Refusal> {
         let link = self
             .netlink
             .link(&self.name)
@@ -229,6 +277,7 @@ impl Mesh0 {
                 Err(error) => return Err(failed("mesh0 does not take its address")(error)),
             }
         }
+        self.until_operational().await?;
         Ok(families)
     }
 

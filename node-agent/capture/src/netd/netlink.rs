@@ -6,7 +6,7 @@ use rtnetlink::{
     Error, Handle, LinkUnspec, RouteMessageBuilder,
     packet_route::{
         address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
-        link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo},
+        link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, State},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
     },
 };
@@ -31,6 +31,8 @@ pub(super) struct Link {
     pub(super) is_up: bool,
     /// Somebody is attached.
     pub(super) has_carrier: bool,
+    /// The kernel has acted on the carrier: before, it drops what is sent.
+    pub(super) is_operational: bool,
 }
 
 /// An address of a link.
@@ -84,11 +86,16 @@ impl Netlink {
             _ => false,
         });
         let flags = message.header.flags;
+        // Unknown: it had its carrier from the start.
+        let states = [State::Up, State::Unknown].map(LinkAttribute::OperState);
+        let is_operational = flags.contains(LinkFlags::LowerUp)
+            && states.iter().any(|state| message.attributes.contains(state));
         Ok(Some(Link {
             index: message.header.index,
             is_tun,
             is_up: flags.contains(LinkFlags::Up),
             has_carrier: flags.contains(LinkFlags::LowerUp),
+            is_operational,
         }))
     }
 
