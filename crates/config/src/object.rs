@@ -83,6 +83,16 @@ impl Metadata {
         }
     }
 
+    /// Forgets what is read only so that it is not refused.
+    pub(crate) fn without_ignored(self) -> Self {
+        Self {
+            managed_fields: None,
+            self_link: None,
+            generate_name: None,
+            ..self
+        }
+    }
+
     /// When it was created, in milliseconds since 1970; `None` if it says nothing or nonsense.
     pub fn created_unix_ms(&self) -> Option<i64> {
         self.creation_timestamp.as_deref().and_then(crate::unix_ms)

@@ -83,18 +83,19 @@ fn items(document: Value) -> Vec<(String, Value)> {
         .get("kind")
         .and_then(Value::as_str)
         .is_some_and(|kind| kind.ends_with("List"));
-    match document {
-        Value::Object(mut list) if is_list && list.get("items").is_some_and(Value::is_array) => {
-            let Some(Value::Array(items)) = list.remove("items") else {
-                return Vec::new();
-            };
-            items
-                .into_iter()
-                .enumerate()
+    let mut document = document;
+    let list = document
+        .get_mut("items")
+        .filter(|items| is_list && items.is_array())
+        .map(Value::take);
+    match list {
+        Some(Value::Array(items)) => {
+            let numbered = items.into_iter().enumerate();
+            numbered
                 .map(|(index, item)| (format!("items[{index}]"), item))
                 .collect()
         }
-        other => vec![(String::new(), other)],
+        Some(_) | None => vec![(String::new(), document)],
     }
 }
 
@@ -216,7 +217,9 @@ impl Shape {
         let metadata = if metadata.is_null() {
             Err(vec![Diagnostic::error("metadata.name", "is required")])
         } else {
-            typed::typed::<Metadata>(metadata).map_err(|findings| under("metadata", findings))
+            typed::typed::<Metadata>(metadata)
+                .map(Metadata::without_ignored)
+                .map_err(|findings| under("metadata", findings))
         };
         let spec = match spec {
             Some(spec) => spec,

@@ -22,7 +22,9 @@ impl<'de> Deserializer<'de> for Strict<'de> {
         match self.0 {
             Value::Array(items) => visitor.visit_seq(Items(items.iter())),
             Value::Object(fields) => visitor.visit_map(Fields::of(fields)),
-            scalar => scalar.deserialize_any(visitor),
+            scalar @ (Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_)) => {
+                scalar.deserialize_any(visitor)
+            }
         }
     }
 
@@ -48,10 +50,10 @@ impl<'de> Deserializer<'de> for Strict<'de> {
         _: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Error> {
-        match self.0 {
-            Value::Array(_) => Err(Error::invalid_type(Unexpected::Seq, &"a map")),
-            _ => self.deserialize_any(visitor),
+        if self.0.is_array() {
+            return Err(Error::invalid_type(Unexpected::Seq, &"a map"));
         }
+        self.deserialize_any(visitor)
     }
 
     fn deserialize_enum<V: Visitor<'de>>(
@@ -137,7 +139,7 @@ mod tests {
         #[serde(default)]
         limit: Option<u32>,
         #[serde(default)]
-        inner: Option<Box<Rule>>,
+        inner: Option<Box<Self>>,
     }
 
     #[test]

@@ -137,7 +137,8 @@ fn describe(path: &str, message: &str) -> Diagnostic {
     Diagnostic::error(path, shorten_reason(message))
 }
 
-fn shorten_reason(text: &str) -> String {
+/// Text of a library, which may repeat what it was given.
+pub(crate) fn shorten_reason(text: &str) -> String {
     if text.len() <= 300 {
         text.to_owned()
     } else {

@@ -81,11 +81,7 @@ fn is_duplicate(error: &serde_saphyr::Error) -> bool {
 }
 
 fn describe(error: &serde_saphyr::Error, first_line: usize) -> String {
-    let mut text = error.to_string();
-    if text.len() > 300 {
-        text.truncate(text.floor_char_boundary(300));
-        text.push('…');
-    }
+    let text = crate::typed::shorten_reason(&error.to_string());
     match error.location() {
         // The parser numbers lines within the document; people look at the file.
         Some(place) if place.line() > 0 => {

@@ -335,10 +335,10 @@ mod tests {
     fn converted(namespace: &str, annotations: Value, spec: Value) -> Converted {
         let json = json!({"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
             "metadata": {"name": "p", "namespace": namespace, "annotations": annotations}, "spec": spec});
-        match Resource::from_json(&json).unwrap() {
-            Resource::AuthorizationPolicy(object) => convert(&object, "istio-system"),
-            other => panic!("{other:?}"),
-        }
+        let Resource::AuthorizationPolicy(object) = Resource::from_json(&json).unwrap() else {
+            panic!("{json}")
+        };
+        convert(&object, "istio-system")
     }
 
     /// The rules in a short notation: clauses joined by `&`, matches by `|`, rules one per string.

@@ -236,11 +236,9 @@ impl Vips {
         for _ in 0..=(self.claims.len() + self.pending_addresses.len() + 2) {
             ip = if ip >= last { first } else { ip + 1 };
             if self.plan.is_reserved(IpAddr::V6(ip.into())) {
-                let past = (ip | u128::from(u64::MAX)).max(ip);
-                // The network's own address is reserved alone.
-                ip = if ip == first {
-                    first + 1
-                } else if past >= last {
+                let past = ip | u128::from(u64::MAX);
+                // The network's own address is reserved alone, the other block to the end of its /64.
+                ip = if ip == first || past >= last {
                     first + 1
                 } else {
                     past + 1

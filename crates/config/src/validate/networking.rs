@@ -287,7 +287,11 @@ fn endpoints(findings: &mut Findings, spec: &ServiceEntrySpec) {
                 findings.error(format!("spec.hosts[{index}]"), reason);
             }
         }
-        _ => {}
+        Resolution::None
+        | Resolution::Static
+        | Resolution::Dns
+        | Resolution::DnsRoundRobin
+        | Resolution::DynamicDns => {}
     }
     let ports: BTreeSet<&str> = spec.ports.iter().map(|port| port.name.as_str()).collect();
     for (index, endpoint) in spec.endpoints.iter().enumerate() {

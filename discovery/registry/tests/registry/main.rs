@@ -1,6 +1,7 @@
 //! The registry as its owner sees it: resources in, worlds out.
 
 mod compile;
+mod corpus;
 mod incremental;
 mod scale;
 mod support;

@@ -24,7 +24,7 @@ fn service_of(number: usize) -> Resource {
     let json = serde_json::json!({"hosts": [format!("app-{number}.shop.svc.mesh.internal")], "resolution": "STATIC",
         "workloadSelector": {"labels": {"app": format!("app-{number}")}},
         "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}]});
-    let spec = serde_json::from_value(json).unwrap();
+    let spec = serde_json::from_value(json).expect("a ServiceEntry");
     Object::<ServiceEntrySpec>::new(Metadata::named("shop", format!("app-{number}")), spec).into()
 }
 

@@ -11,7 +11,7 @@ use tombolo_proto::{
 use tombolo_registry::{Health, MeshSettings, Registry, World};
 
 pub(crate) fn settings() -> MeshSettings {
-    MeshSettings::new("mesh.example".parse().unwrap())
+    MeshSettings::new("mesh.example".parse().expect("a trust domain"))
 }
 
 pub(crate) fn resources(yaml: &str) -> Vec<Resource> {
@@ -98,7 +98,7 @@ fn get<M: prost::Message + Default>(world: &World, type_url: &str, name: &str) -
             .unwrap_or_else(|| panic!("{name} in {:?}", names(world, type_url)))
             .any,
     )
-    .unwrap()
+    .expect("a message of this type")
 }
 
 pub(crate) fn names(world: &World, type_url: &str) -> Vec<String> {
@@ -119,7 +119,9 @@ pub(crate) fn addresses(service: &Service) -> Vec<String> {
     let text = |address: &tombolo_proto::istio::workload::NetworkAddress| {
         let ip: std::net::IpAddr = match <[u8; 4]>::try_from(&address.address[..]) {
             Ok(v4) => v4.into(),
-            Err(_) => <[u8; 16]>::try_from(&address.address[..]).unwrap().into(),
+            Err(_) => <[u8; 16]>::try_from(&address.address[..])
+                .expect("4 or 16 bytes")
+                .into(),
         };
         match address.length {
             Some(length) => format!("{ip}/{length}"),
