@@ -13,6 +13,9 @@ use tombolo_types::{SpiffeId, TrustDomain};
 
 /// Life of the certificate; renewed at half of it.
 const LIFE: Duration = Duration::from_secs(24 * 3600);
+/// How long at most until the wall clock is looked at again: it may jump (a VM that was paused, a first NTP step), and
+/// timers do not notice.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// A renewal that failed is tried again after so long.
 const RETRY: Duration = Duration::from_secs(60);
 
@@ -57,18 +60,18 @@ impl ServerNames {
 
 /// Renews at half life, for ever. New handshakes see the new certificate at once.
 pub async fn keep(names: ServerNames, authority: Arc<Authority>, live: Arc<LiveIdentity>) {
+    let mut jitter = rand::random();
     loop {
         let renew_at = live
             .current()
             .identity
             .as_ref()
-            .map_or(0, |identity| identity.renew_at(rand::random()));
+            .map_or(0, |identity| identity.renew_at(jitter));
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
             .as_secs();
-        // In pieces, so that a clock that jumps (a VM that was paused) is noticed.
-        let wait = Duration::from_secs(renew_at.saturating_sub(now)).min(Duration::from_secs(300));
+        let wait = Duration::from_secs(renew_at.saturating_sub(now)).min(LOOK_AGAIN);
         tokio::time::sleep(wait).await;
         let now = SystemTime::now();
         if now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() < renew_at {
@@ -78,6 +81,7 @@ pub async fn keep(names: ServerNames, authority: Arc<Authority>, live: Arc<LiveI
             Ok(identity) => {
                 tracing::info!("discovery's own certificate renewed");
                 live.set_identity(Arc::new(identity));
+                jitter = rand::random();
             }
             Err(error) => {
                 tracing::error!(%error, "discovery's own certificate cannot be renewed");

@@ -6,14 +6,17 @@ use crate::{
     host,
 };
 use std::{net::IpAddr, sync::Arc, time::Duration};
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 use tombolo_identity::{LiveIdentity, WorkloadIdentity, control_client_config, proof};
 use tombolo_proto::tombolo::v1::{self, enrollment_client::EnrollmentClient};
 use tombolo_types::{Code, SpiffeId};
 
 /// How long at most until the wall clock is looked at again: it may jump (suspend, a first NTP step), and timers do
-/// not notice.
-const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// not notice. The connection to discovery wakes as often.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Retries while the certificate is still good: 1 s to 150 s, as ztunnel waits.
 const CALM: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(150));
 /// Retries without a good certificate: the host is out of the mesh until it has one.
@@ -117,11 +120,12 @@ impl Certificates {
             let (now, current) = (host::now_unix(), self.live.current());
             let certificate = current.identity.as_ref();
             let due = certificate.map_or(0, |certificate| certificate.renew_at(jitter));
-            // Behind its start, the clock went back: the certificate is of no use either.
-            let good = certificate.is_some_and(|c| (c.not_before()..c.not_after()).contains(&now));
-            self.status.send_modify(|status| {
-                status.certificate_not_after = certificate.map_or(0, |certificate| certificate.not_after());
-                status.renewal_due = due;
+            let good = is_good(certificate.map(|c| &**c), now);
+            self.status.send_if_modified(|status| {
+                let not_after = certificate.map_or(0, |certificate| certificate.not_after());
+                let changed = (status.certificate_not_after, status.renewal_due) != (not_after, due);
+                (status.certificate_not_after, status.renewal_due) = (not_after, due);
+                changed
             });
             if good && now < due && !unanswered {
                 (calm, urgent) = (CALM, URGENT);
@@ -156,9 +160,39 @@ impl Certificates {
                     }
                     self.status
                         .send_modify(|status| status.renewal_problem = Some(problem));
-                    tokio::time::sleep(wait).await;
+                    self.pause(wait, good).await;
                 }
             }
         }
     }
+
+    /// Waits before the next attempt: less long once discovery is reached again, or when the certificate goes out of
+    /// its time (also by a jump of the clock) or comes into it.
+    async fn pause(&self, wait: Duration, good: bool) {
+        let end = Instant::now() + wait;
+        let mut status = self.status.subscribe();
+        let mut connected = status.borrow_and_update().connected;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.is_good() != good {
+                return;
+            }
+            if let Ok(changed) = timeout(left.min(LOOK_AGAIN), status.changed()).await {
+                let now = status.borrow_and_update().connected;
+                if changed.is_err() || (now && !connected) {
+                    return;
+                }
+                connected = now;
+            }
+        }
+    }
+
+    fn is_good(&self) -> bool {
+        is_good(self.live.current().identity.as_deref(), host::now_unix())
+    }
+}
+
+/// True for a certificate that is in its time. Before its start, the clock went back, it is of no use either.
+fn is_good(certificate: Option<&WorkloadIdentity>, now_unix: u64) -> bool {
+    certificate.is_some_and(|c| (c.not_before()..c.not_after()).contains(&now_unix))
 }

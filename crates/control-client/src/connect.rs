@@ -105,13 +105,26 @@ fn tls_problem(endpoint: &str, error: &io::Error) -> Problem {
     if let Some(refusal) = PeerRefusal::find(error) {
         return Problem::new(Code::NotDiscovery, format!("{endpoint}: {refusal}"));
     }
-    let code = match error
+    let tls = error
         .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>())
-    {
-        Some(InvalidCertificate(
-            Bad::Expired | Bad::ExpiredContext { .. } | Bad::NotValidYet | Bad::NotValidYetContext { .. },
-        )) => Code::ClockSkew,
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let code = match tls {
+        // Discovery renews its own in time: it is this host's clock. Both times are named.
+        Some(InvalidCertificate(Bad::ExpiredContext { time, not_after })) => {
+            let refusal = ConnectRefusal::Expired {
+                server_not_after: not_after.as_secs(),
+                now: time.as_secs(),
+            };
+            return refusal_problem(endpoint, &refusal);
+        }
+        Some(InvalidCertificate(Bad::NotValidYetContext { time, not_before })) => {
+            let refusal = ConnectRefusal::NotYetValid {
+                server_not_before: not_before.as_secs(),
+                now: time.as_secs(),
+            };
+            return refusal_problem(endpoint, &refusal);
+        }
+        Some(InvalidCertificate(Bad::Expired | Bad::NotValidYet)) => Code::ClockSkew,
         Some(InvalidCertificate(_)) => Code::NotDiscovery,
         _ => Code::Unreachable,
     };

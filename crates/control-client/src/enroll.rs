@@ -6,7 +6,7 @@ use crate::{
 use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 use tombolo_identity::{
     DeviceKey, JoinKey, LiveIdentity, TrustBundle, WorkloadIdentity, control_client_config, generate_csr,
-    pinned_client_config, proof,
+    pinned_client_config, proof, utc,
 };
 use tombolo_proto::tombolo::v1::{self, enrollment_client::EnrollmentClient};
 use tombolo_types::{AddressPlan, Code, JoinToken, SpiffeId};
@@ -75,6 +75,8 @@ pub struct Preflight {
     pub version: String,
     /// This host's clock minus discovery's, milliseconds, less the time of the call.
     pub clock_difference_ms: i64,
+    /// Discovery's clock, Unix milliseconds.
+    pub discovery_unix_ms: i64,
     /// Mesh domain.
     pub mesh_domain: String,
     /// VIP prefixes of the mesh.
@@ -82,7 +84,7 @@ pub struct Preflight {
 }
 
 impl Preflight {
-    /// TMB0113 with the difference, if the clocks differ by more than a minute.
+    /// TMB0113 with the difference and both times, if the clocks differ by more than a minute.
     pub fn clock_problem(&self) -> Option<Problem> {
         let difference = self.clock_difference_ms;
         (difference.abs() > CLOCK_DIFFERENCE_MAX_MS).then(|| {
@@ -95,7 +97,15 @@ impl Preflight {
                 600..=86_399 => format!("{} min", seconds / 60),
                 _ => format!("{} days", seconds / 86_400),
             };
-            Problem::new(Code::ClockSkew, format!("this host is {amount} {word}"))
+            let time = |unix_ms: i64| utc(u64::try_from(unix_ms / 1000).unwrap_or(0));
+            let theirs = self.discovery_unix_ms;
+            let ours = theirs.saturating_add(difference);
+            let cause = format!(
+                "this host is {amount} {word}: it says {}, discovery {}",
+                time(ours),
+                time(theirs)
+            );
+            Problem::new(Code::ClockSkew, cause)
         })
     }
 }
@@ -172,6 +182,7 @@ impl Enroller {
         Ok(Preflight {
             version: answer.hello.map(|hello| hello.version).unwrap_or_default(),
             clock_difference_ms: middle - answer.server_time_unix_ms,
+            discovery_unix_ms: answer.server_time_unix_ms,
             mesh_domain: answer.mesh_domain,
             plan: plan.map_err(|error| Problem::new(Code::PrefixTaken, error))?,
         })
@@ -320,6 +331,7 @@ mod tests {
         let preflight = |ms| Preflight {
             version: String::new(),
             clock_difference_ms: ms,
+            discovery_unix_ms: 400 * 86_400_000 + 3_600_000,
             mesh_domain: String::new(),
             plan: AddressPlan::default(),
         };
@@ -327,14 +339,19 @@ mod tests {
             (0, None),
             (59_000, None),
             (-60_000, None),
-            (61_000, Some("61 s ahead")),
-            (-3_600_000, Some("60 min behind")),
-            (400 * 86_400_000, Some("400 days ahead")),
+            (61_000, Some("61 s ahead: it says 1971-02-05T01:01:01Z")),
+            (-3_600_000, Some("60 min behind: it says 1971-02-05T00:00:00Z")),
+            (
+                400 * 86_400_000,
+                Some("400 days ahead: it says 1972-03-11T01:00:00Z"),
+            ),
         ] {
             let cause = preflight(ms).clock_problem().map(|problem| problem.cause);
             assert_eq!(
                 cause.as_deref(),
-                expected.map(|e| format!("this host is {e}")).as_deref(),
+                expected
+                    .map(|e| format!("this host is {e}, discovery 1971-02-05T01:00:00Z"))
+                    .as_deref(),
                 "{ms}"
             );
         }

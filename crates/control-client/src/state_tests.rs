@@ -81,7 +81,7 @@ fn a_device_key_is_never_replaced_or_lost() {
         .unwrap()
         .map(|e| e.unwrap().file_name())
         .collect();
-    assert_eq!(left, ["lock"]);
+    assert!(left.is_empty(), "the lock's file goes too: {left:?}");
 }
 
 #[test]

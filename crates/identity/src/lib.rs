@@ -45,7 +45,7 @@ pub use peer::{Peer, peer_of, still_trusted};
 pub use pem::{certificates_from_pem, certificates_to_pem};
 pub use pinned::PinnedRoots;
 pub use proof::{client_exporter, server_exporter};
-pub use refusal::{ConnectRefusal, PeerRefusal};
+pub use refusal::{ConnectRefusal, PeerRefusal, utc};
 pub use tls::{
     control_client_config, control_server_name, discovery_server_config, hbone_client_config,
     hbone_server_config, hbone_server_name, pinned_client_config, provider,

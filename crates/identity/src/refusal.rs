@@ -54,7 +54,7 @@ pub enum ConnectRefusal {
     },
     /// Past its end by the clock of this host.
     #[error(
-        "the server's certificate ended at {server_not_after}; the clock of this host says {now} (Unix seconds)"
+        "the clock of this host says {}, the server's certificate ended at {}", utc(*now), utc(*server_not_after)
     )]
     Expired {
         /// Unix seconds.
@@ -64,7 +64,7 @@ pub enum ConnectRefusal {
     },
     /// Before its beginning by the clock of this host.
     #[error(
-        "the server's certificate begins at {server_not_before}; the clock of this host says {now} (Unix seconds)"
+        "the clock of this host says {}, the server's certificate begins at {}", utc(*now), utc(*server_not_before)
     )]
     NotYetValid {
         /// Unix seconds.
@@ -97,6 +97,25 @@ impl From<ConnectRefusal> for Error {
     fn from(refusal: ConnectRefusal) -> Self {
         Self::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(refusal))))
     }
+}
+
+/// A time as people and programs read it: RFC 3339, UTC, whole seconds.
+pub fn utc(unix_seconds: u64) -> String {
+    let time = i64::try_from(unix_seconds)
+        .ok()
+        .and_then(|seconds| x509_parser::time::ASN1Time::from_timestamp(seconds).ok())
+        .map(|time| time.to_datetime());
+    time.map_or_else(
+        || format!("{unix_seconds} s after 1970"),
+        |t| {
+            let (month, day) = (u8::from(t.month()), t.day());
+            let (hour, minute, second) = t.to_hms();
+            format!(
+                "{:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z",
+                t.year()
+            )
+        },
+    )
 }
 
 fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {
@@ -134,6 +153,22 @@ fn list(ids: &[SpiffeId]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_are_readable() {
+        assert_eq!(utc(0), "1970-01-01T00:00:00Z");
+        assert_eq!(utc(1_767_225_599), "2025-12-31T23:59:59Z");
+        assert_eq!(utc(u64::MAX), "18446744073709551615 s after 1970");
+        let refusal = ConnectRefusal::NotYetValid {
+            server_not_before: 3_600,
+            now: 0,
+        };
+        let text = refusal.to_string();
+        assert!(
+            text.contains("1970-01-01T00:00:00Z") && text.contains("1970-01-01T01:00:00Z"),
+            "{text}"
+        );
+    }
 
     #[test]
     fn refusals_are_found_through_wrappers() {

@@ -1,10 +1,13 @@
-use crate::{Output, Process, Shape, binaries, lab::run};
+use crate::{Clock, Output, Process, Shape, binaries, lab::run};
 use anyhow::{Context as _, Result, bail};
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -27,6 +30,7 @@ pub struct Host {
     ipv6: Ipv6Addr,
     holder: Process,
     started: AtomicU32,
+    clock: Mutex<Option<Arc<Clock>>>,
 }
 
 impl Host {
@@ -84,6 +88,7 @@ impl Host {
             ipv6,
             holder,
             started: AtomicU32::new(0),
+            clock: Mutex::default(),
         })
     }
 
@@ -147,6 +152,11 @@ impl Host {
         format!("nsenter -t {} -n -m -u", self.holder.pid())
     }
 
+    /// From now on programs of this repository that are started in the host follow this clock.
+    pub fn follow(&self, clock: &Arc<Clock>) {
+        *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(clock));
+    }
+
     /// A command inside the host; programs of this repository come first in PATH.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
@@ -163,6 +173,10 @@ impl Host {
             ])
             .env("PATH", format!("{}:{path}:/usr/sbin:/sbin", binaries().display()))
             .env_remove("CREDENTIALS_DIRECTORY");
+        let clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(clock) = clock.filter(|_| matches!(program, "tombolo" | "tombolo-discovery")) {
+            command.envs(clock.environment());
+        }
         command
     }
 

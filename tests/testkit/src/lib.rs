@@ -8,6 +8,7 @@
 //! **Invariant:** loops are bounded by deadlines; nothing here talks to the internet.
 
 mod apps;
+mod clock;
 mod envoy;
 mod host;
 mod lab;
@@ -16,6 +17,7 @@ mod process;
 mod suite;
 
 pub use apps::{EchoServer, Nginx, Postgres, Redis};
+pub use clock::Clock;
 pub use envoy::{envoy_client, envoy_server};
 pub use host::Host;
 pub use lab::{Lab, Shape};

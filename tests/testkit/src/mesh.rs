@@ -1,6 +1,6 @@
-use crate::{Host, Lab, Process, Shape, wait_for};
+use crate::{Clock, Host, Lab, Process, Shape, wait_for};
 use anyhow::{Context as _, Result, bail};
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 /// Longest wait for something that should take a second, on a machine that builds at the same time.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -17,6 +17,8 @@ pub struct MeshOptions {
     pub init: Vec<String>,
     /// Links of every host.
     pub shape: Shape,
+    /// The programs of all hosts follow [`Mesh::clock`].
+    pub clock: bool,
 }
 
 impl Default for MeshOptions {
@@ -25,6 +27,7 @@ impl Default for MeshOptions {
             trust_domain: "mesh.example".into(),
             init: Vec::new(),
             shape: Shape::default(),
+            clock: false,
         }
     }
 }
@@ -39,6 +42,7 @@ pub struct Mesh {
     pub control: Host,
     /// What it is.
     pub options: MeshOptions,
+    clock: Arc<Clock>,
     /// Router and namespaces.
     pub lab: Lab,
 }
@@ -82,6 +86,10 @@ impl Mesh {
     pub fn prepare(name: &str, options: MeshOptions) -> Result<Self> {
         let mut lab = Lab::new(name)?;
         let control = lab.host_shaped("discovery", options.shape)?;
+        let clock = Arc::new(Clock::new(lab.dir(), "mesh")?);
+        if options.clock {
+            control.follow(&clock);
+        }
         // The "internet's" DNS: ordinary names, so that tests see whether those still work.
         let mut command = lab.router_command("dnsmasq");
         command.args([
@@ -102,6 +110,7 @@ impl Mesh {
             upstream_dns,
             control,
             options,
+            clock,
             lab,
         })
     }
@@ -119,6 +128,11 @@ impl Mesh {
         })
         .with_context(|| self.discovery.as_ref().map(Process::log).unwrap_or_default())
         .map(drop)
+    }
+
+    /// The clock of every host, with [`MeshOptions::clock`].
+    pub fn clock(&self) -> &Arc<Clock> {
+        &self.clock
     }
 
     /// The running discovery.
@@ -189,6 +203,9 @@ impl Mesh {
     pub fn bare(&mut self, name: &str) -> Result<Vm> {
         let shape = self.options.shape;
         let host = self.lab.host_shaped(name, shape)?;
+        if self.options.clock {
+            host.follow(&self.clock);
+        }
         let upstream = host.router();
         let dns_vip = if shape.ipv4 { DNS_VIP } else { "2001:2:0:ffff::254" };
         host.write(

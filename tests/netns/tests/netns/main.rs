@@ -9,6 +9,7 @@ mod liveness;
 mod names;
 mod policy;
 mod survival;
+mod time;
 mod traffic;
 
 use std::time::Duration;

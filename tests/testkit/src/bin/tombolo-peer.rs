@@ -6,6 +6,7 @@
 //! `call MODE HOST PORT [N]`: `sum` (sends N bytes, half-closes, checks the answer), `source` (asks for N bytes and
 //! checks them), `echo` (N bytes both ways), `banner`, `reset` (says what ended the connection), `hold` (N connections,
 //! one byte each way, then waits for a line on stdin and checks all again), `connect` (prints how connect() ended),
+//! `drip` (a byte each way every N ms on one connection, until stdin closes),
 //! `load` (HTTP GET on a new connection N times a second until stdin closes; a line per request: start in Unix ms,
 //! duration in ms, `ok` or the error), `blast` (sends stdin as it is, then reads to the end).
 #![allow(clippy::print_stdout, reason = "a command-line program")]
@@ -172,6 +173,17 @@ fn call(mode: &str, host: &str, port: u16, count: u64) -> Result<()> {
             );
             Ok(())
         }
+        "drip" => {
+            let (mut all, stop) = ([socket], stdin_closes());
+            let mut bytes = 0;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                touch(&mut all)?;
+                bytes += 1;
+                thread::sleep(Duration::from_millis(count));
+            }
+            println!("dripped {bytes}");
+            Ok(())
+        }
         "hold" => {
             let mut all = vec![socket];
             for _ in 1..count {
@@ -188,13 +200,19 @@ fn call(mode: &str, host: &str, port: u16, count: u64) -> Result<()> {
     Ok(())
 }
 
-fn load(host: &str, address: std::net::SocketAddr, per_second: u64) -> Result<()> {
+/// Becomes true when stdin ends, or a line comes.
+fn stdin_closes() -> std::sync::Arc<std::sync::atomic::AtomicBool> {
     let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     let told = std::sync::Arc::clone(&stop);
     thread::spawn(move || {
         let _ = std::io::stdin().read_line(&mut String::new());
         told.store(true, std::sync::atomic::Ordering::Relaxed);
     });
+    stop
+}
+
+fn load(host: &str, address: std::net::SocketAddr, per_second: u64) -> Result<()> {
+    let stop = stdin_closes();
     let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
     let begun = Instant::now();
     let mut running = Vec::new();
