@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
-use std::{io::Write as _, path::PathBuf};
+use std::{io::Write as _, path::PathBuf, process::ExitCode};
 use tombolo_discovery::{
     config::{Config, DEFAULT_PATH, DEFAULT_STATE_DIR, LogFormat},
     init::{Founding, found},
@@ -63,8 +63,19 @@ struct Init {
     config: PathBuf,
 }
 
-fn main() -> Result<()> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    match act(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // For people: the sentence and its causes, never a backtrace.
+            let _ = writeln!(std::io::stderr(), "Error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn act(command: Command) -> Result<()> {
+    match command {
         Command::Init(init) => {
             let text = found(&founding(init)?)?;
             std::io::stdout().write_all(text.as_bytes())?;
