@@ -7,6 +7,10 @@ in_host() { # in_host NAME command…: network and mounts of that host
   local n=$1; shift
   nsenter -t "$(cat "$D/$n.holder")" -n -m -u -- env PATH="$BIN:$PATH" "$@"
 }
+background() { # the same, becoming the program: its pid is that of the job
+  local n=$1; shift
+  exec nsenter -t "$(cat "$D/$n.holder")" -n -m -u -- env PATH="$BIN:$PATH" "$@"
+}
 holder() { # holder NAME NETNS
   mkdir -p "$D/fs-$1"
   TOP=$D/fs-$1 NAME=$1 nsenter --net="/run/netns/$2" -- unshare --mount --uts --ipc --propagation private -- sh "$HERE/tests/testkit/host-setup.sh" >"$D/$1.log" 2>&1 &
@@ -18,7 +22,7 @@ start)
   rm -rf "$D"; mkdir -p "$D"
   holder control "$NSR"; holder a "$NSA"; holder b "$NSB"
   in_host control tombolo-discovery init --trust-domain bench.example --advertise 10.1.0.1:15012 >/dev/null
-  in_host control tombolo-discovery run >"$D/discovery.log" 2>&1 & echo $! > "$D/discovery.pid"
+  background control tombolo-discovery run >"$D/discovery.log" 2>&1 & echo $! > "$D/discovery.pid"
   for i in $(seq 200); do in_host control curl -sf -m 1 http://127.0.0.1:15021/healthz/ready >/dev/null && break; sleep .05; done
   in_host control tombolo workload-group create client -n bench --service-account client --port none=1 >/dev/null
   in_host control tombolo workload-group create server -n bench --service-account server \
@@ -36,6 +40,5 @@ start)
     | python3 -c 'import json,sys; print(next(a["value"] for a in json.load(sys.stdin)["status"]["addresses"] if ":" not in a["value"]))' > "$WORK/target" ;;
 stop)
   for n in a b; do in_host $n tombolo leave --force >/dev/null 2>&1 || true; done
-  kill "$(cat "$D/discovery.pid")" 2>/dev/null || true
-  for n in a b control; do p=$(cat "$D/$n.holder" 2>/dev/null || echo 0); [ "$p" = 0 ] || { for q in $(pgrep -P "$p" || true); do kill "$q"; done; kill "$p" 2>/dev/null || true; }; done ;;
+  for p in "$D"/discovery.pid "$D"/*.holder; do kill -9 "$(cat "$p")" 2>/dev/null || true; done ;;
 esac
