@@ -4,13 +4,12 @@ use std::{
     process::Command,
     sync::{Mutex, OnceLock},
 };
-use tempfile::TempDir;
 use tombolo_testkit::binaries;
 
 /// One run of the build scripts: packages, and the signed repositories of them.
 #[derive(Debug)]
 pub struct Built {
-    dir: TempDir,
+    dir: PathBuf,
 }
 
 /// Folder of the workspace.
@@ -64,6 +63,22 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     Ok(text(&result.stdout))
 }
 
+/// A folder for what this process builds. Statics are never dropped: the next run removes it.
+fn shelf() -> Result<PathBuf> {
+    let all = Path::new("/var/tmp/tombolo-boxes");
+    std::fs::create_dir_all(all)?;
+    for entry in std::fs::read_dir(all)? {
+        let path = entry?.path();
+        let process = path
+            .file_name()
+            .and_then(|name| name.to_str()?.strip_prefix("built-"));
+        if process.is_some_and(|process| !Path::new("/proc").join(process).exists()) {
+            std::fs::remove_dir_all(&path)?;
+        }
+    }
+    Ok(all.join(format!("built-{}", std::process::id())))
+}
+
 /// Packages and repositories of revision 1 or 2, which stand for a version and its successor. Built once per run.
 ///
 /// # Errors
@@ -78,22 +93,22 @@ pub fn revision(number: u32) -> Result<&'static Built> {
     if let Some(built) = cell.get() {
         return Ok(built);
     }
-    let dir = tempfile::Builder::new().prefix("tombolo-packages").tempdir()?;
-    build(number, &dir.path().join("packages"))?;
+    let dir = shelf()?.join(number.to_string());
+    build(number, &dir.join("packages"))?;
     let mut repo = Command::new(packaging().join("repo.sh"));
-    output(repo.arg(dir.path().join("packages")).arg(dir.path().join("repo")))?;
+    output(repo.arg(dir.join("packages")).arg(dir.join("repo")))?;
     Ok(cell.get_or_init(|| Built { dir }))
 }
 
 impl Built {
     /// Folder of the deb and rpm files, as `make packages` leaves them.
     pub fn packages(&self) -> PathBuf {
-        self.dir.path().join("packages")
+        self.dir.join("packages")
     }
 
     /// Folder of the repositories, as `make repo` leaves them.
     pub fn repo(&self) -> PathBuf {
-        self.dir.path().join("repo")
+        self.dir.join("repo")
     }
 
     /// Files with an ending, in order.
