@@ -14,12 +14,20 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "tombolo/agent.proto",
     ];
     let set = protox::compile(files, ["proto"])?;
-    std::fs::write(PathBuf::from(std::env::var("OUT_DIR")?).join("descriptors.bin"), set.encode_to_vec())?;
+    std::fs::write(
+        PathBuf::from(std::env::var("OUT_DIR")?).join("descriptors.bin"),
+        set.encode_to_vec(),
+    )?;
     let grpc = std::env::var_os("CARGO_FEATURE_GRPC").is_some();
     let mut config = tonic_prost_build::Config::new();
-    config.enable_type_names().type_name_domain(["."], "type.googleapis.com");
+    config
+        .enable_type_names()
+        .type_name_domain(["."], "type.googleapis.com");
     // Encoded bytes are hashed into resource versions: the order of this map must not be random.
     config.btree_map([".istio.workload.Workload.services"]);
-    tonic_prost_build::configure().build_client(grpc).build_server(grpc).compile_fds_with_config(set, config)?;
+    tonic_prost_build::configure()
+        .build_client(grpc)
+        .build_server(grpc)
+        .compile_fds_with_config(set, config)?;
     Ok(())
 }

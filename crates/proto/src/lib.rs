@@ -99,5 +99,8 @@ pub fn unpack<M: prost::Message + Default>(any: &prost_types::Any) -> Result<M, 
 
 /// Wraps a message as a resource payload with an Envoy-style type URL.
 pub fn pack<M: prost::Name>(message: &M) -> prost_types::Any {
-    prost_types::Any { type_url: M::type_url(), value: message.encode_to_vec() }
+    prost_types::Any {
+        type_url: M::type_url(),
+        value: message.encode_to_vec(),
+    }
 }

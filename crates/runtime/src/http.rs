@@ -28,17 +28,28 @@ pub struct Answer {
 impl Answer {
     /// 200, text.
     pub fn text(body: impl Into<String>) -> Self {
-        Self { status: StatusCode::OK, content_type: "text/plain; charset=utf-8", body: body.into() }
+        Self {
+            status: StatusCode::OK,
+            content_type: "text/plain; charset=utf-8",
+            body: body.into(),
+        }
     }
 
     /// 200, JSON.
     pub fn json(body: impl Into<String>) -> Self {
-        Self { status: StatusCode::OK, content_type: "application/json", body: body.into() }
+        Self {
+            status: StatusCode::OK,
+            content_type: "application/json",
+            body: body.into(),
+        }
     }
 
     /// Another status, text.
     pub fn status(status: StatusCode, body: impl Into<String>) -> Self {
-        Self { status, ..Self::text(body) }
+        Self {
+            status,
+            ..Self::text(body)
+        }
     }
 }
 
@@ -56,7 +67,9 @@ pub async fn serve(address: SocketAddr, route: Arc<Route>, tasks: &TaskGroup) ->
     let group = tasks.clone();
     tasks.spawn_until_stopped("http endpoint", async move {
         loop {
-            let Ok(permit) = Arc::clone(&limit).acquire_owned().await else { return };
+            let Ok(permit) = Arc::clone(&limit).acquire_owned().await else {
+                return;
+            };
             let (socket, _) = match listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
@@ -92,7 +105,10 @@ fn respond(request: &Request<Incoming>, route: &Route) -> Response<Full<Bytes>> 
     };
     let mut response = Response::new(Full::new(Bytes::from(answer.body)));
     *response.status_mut() = answer.status;
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(answer.content_type));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static(answer.content_type),
+    );
     response
 }
 
@@ -113,7 +129,9 @@ mod tests {
     async fn answers_and_refuses() {
         let tasks = TaskGroup::new("test");
         let route: Arc<Route> = Arc::new(|path| (path == "/metrics").then(|| Answer::text("x 1\n")));
-        let address = serve("127.0.0.1:0".parse().unwrap(), route, &tasks).await.unwrap();
+        let address = serve("127.0.0.1:0".parse().unwrap(), route, &tasks)
+            .await
+            .unwrap();
         let get = |path| format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
         assert!(ask(address, &get("/metrics?a=b")).await.contains("x 1"));
         assert!(ask(address, &get("/none")).await.starts_with("HTTP/1.1 404"));
@@ -121,6 +139,9 @@ mod tests {
         assert!(ask(address, post).await.starts_with("HTTP/1.1 405"));
         assert!(ask(address, "garbage\r\n\r\n").await.starts_with("HTTP/1.1 400"));
         tasks.stop();
-        assert_eq!(tasks.drain(Duration::from_secs(5)).await, crate::Drained::Complete);
+        assert_eq!(
+            tasks.drain(Duration::from_secs(5)).await,
+            crate::Drained::Complete
+        );
     }
 }

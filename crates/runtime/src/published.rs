@@ -7,7 +7,13 @@ use tokio::sync::watch;
 pub fn published<T>(initial: T) -> (Publisher<T>, Reader<T>) {
     let value = Arc::new(ArcSwap::from_pointee(initial));
     let (version_tx, version_rx) = watch::channel(0);
-    (Publisher { value: Arc::clone(&value), version_tx }, Reader { value, version_rx })
+    (
+        Publisher {
+            value: Arc::clone(&value),
+            version_tx,
+        },
+        Reader { value, version_rx },
+    )
 }
 
 /// The owner's side. Not `Clone`: one owner per mutable thing.
@@ -44,7 +50,10 @@ pub struct Reader<T> {
 
 impl<T> Clone for Reader<T> {
     fn clone(&self) -> Self {
-        Self { value: Arc::clone(&self.value), version_rx: self.version_rx.clone() }
+        Self {
+            value: Arc::clone(&self.value),
+            version_rx: self.version_rx.clone(),
+        }
     }
 }
 
@@ -81,7 +90,11 @@ mod tests {
         assert_eq!(reader.changed().await.as_deref(), Some(&3));
         drop(publisher);
         assert_eq!(reader.changed().await, None);
-        assert_eq!(late.changed().await.as_deref(), Some(&3), "a clone has its own mark");
+        assert_eq!(
+            late.changed().await.as_deref(),
+            Some(&3),
+            "a clone has its own mark"
+        );
         assert_eq!(*late.peek().as_ref(), 3);
     }
 }

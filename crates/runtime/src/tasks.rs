@@ -27,12 +27,20 @@ pub enum Drained {
 impl TaskGroup {
     /// An empty group.
     pub fn new(name: &'static str) -> Self {
-        Self { name, tracker: TaskTracker::new(), stop: CancellationToken::new() }
+        Self {
+            name,
+            tracker: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        }
     }
 
     /// A group that stops when this one does, and can be stopped alone; it is waited for by its own drain.
     pub fn child(&self, name: &'static str) -> Self {
-        Self { name, tracker: TaskTracker::new(), stop: self.stop.child_token() }
+        Self {
+            name,
+            tracker: TaskTracker::new(),
+            stop: self.stop.child_token(),
+        }
     }
 
     /// Starts a task. It ends by itself when it sees [`Self::stopped`]; `name` is for diagnosis.
@@ -47,7 +55,11 @@ impl TaskGroup {
     }
 
     /// Starts a task that is cut where it waits when the group stops.
-    pub fn spawn_until_stopped<F>(&self, name: &'static str, task: F) -> tokio::task::JoinHandle<Option<F::Output>>
+    pub fn spawn_until_stopped<F>(
+        &self,
+        name: &'static str,
+        task: F,
+    ) -> tokio::task::JoinHandle<Option<F::Output>>
     where
         F: Future + Send + 'static,
         F::Output: Send + 'static,
@@ -94,7 +106,11 @@ impl TaskGroup {
             return Drained::Complete;
         }
         let left = self.tracker.len();
-        tracing::warn!(group = self.name, left, "tasks were still running at the deadline of the drain");
+        tracing::warn!(
+            group = self.name,
+            left,
+            "tasks were still running at the deadline of the drain"
+        );
         Drained::Cut(left)
     }
 }

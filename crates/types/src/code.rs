@@ -121,7 +121,11 @@ impl Code {
         let entry = self.entry();
         let cause = cause.to_string();
         let cause = cause.trim().trim_end_matches('.');
-        let cause = if cause.is_empty() { String::new() } else { format!(" Cause: {cause}.") };
+        let cause = if cause.is_empty() {
+            String::new()
+        } else {
+            format!(" Cause: {cause}.")
+        };
         format!("{} {}{cause} Next: {}", entry.id, entry.title, entry.next)
     }
 }
@@ -140,6 +144,9 @@ mod tests {
     #[test]
     fn messages_name_cause_and_next_step() {
         let text = Code::TokenExpired.message("it ended 3 minutes ago.");
-        assert!(text.starts_with("TMB0102 The join token has expired. Cause: it ended 3 minutes ago. Next: "), "{text}");
+        assert!(
+            text.starts_with("TMB0102 The join token has expired. Cause: it ended 3 minutes ago. Next: "),
+            "{text}"
+        );
     }
 }

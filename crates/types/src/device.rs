@@ -35,7 +35,13 @@ mod tests {
         let id = DeviceId(0x00ab_cdef_0123_4567);
         assert_eq!(id.to_string(), "00abcdef01234567");
         assert_eq!("00abcdef01234567".parse(), Ok(id));
-        for bad in ["", "0", "+0abcdef01234567", "00abcdef0123456z", "000abcdef01234567"] {
+        for bad in [
+            "",
+            "0",
+            "+0abcdef01234567",
+            "00abcdef0123456z",
+            "000abcdef01234567",
+        ] {
             assert!(bad.parse::<DeviceId>().is_err(), "{bad}");
         }
     }

@@ -31,8 +31,9 @@ pub mod ports {
     pub const CAPTURE_DNS: u16 = 15053;
 
     /// Ports that a workload may never have delivered: ours, and ztunnel's and Envoy's beside us.
-    pub const NEVER_DELIVERED: [u16; 10] =
-        [15000, 15001, 15006, 15008, 15012, 15014, 15020, 15021, 15053, 15090];
+    pub const NEVER_DELIVERED: [u16; 10] = [
+        15000, 15001, 15006, 15008, 15012, 15014, 15020, 15021, 15053, 15090,
+    ];
 }
 
 /// A node's address within a network: the same IP may exist in two networks. Cheap to clone.
@@ -91,13 +92,22 @@ impl AddressPlan {
     ///
     /// # Errors
     /// When a text is not a prefix or its length is out of range.
-    pub fn from_prefixes<S: AsRef<str>>(prefixes: impl IntoIterator<Item = S>) -> Result<Self, AddressPlanError> {
+    pub fn from_prefixes<S: AsRef<str>>(
+        prefixes: impl IntoIterator<Item = S>,
+    ) -> Result<Self, AddressPlanError> {
         let mut plan = Self::default();
         for text in prefixes {
             let text = text.as_ref();
-            match text.parse::<IpNet>().map_err(|_| AddressPlanError::Syntax(text.to_owned()))? {
-                IpNet::V4(net) if !(8..=20).contains(&net.prefix_len()) => return Err(AddressPlanError::Length4(net)),
-                IpNet::V6(net) if !(32..=48).contains(&net.prefix_len()) => return Err(AddressPlanError::Length6(net)),
+            match text
+                .parse::<IpNet>()
+                .map_err(|_| AddressPlanError::Syntax(text.to_owned()))?
+            {
+                IpNet::V4(net) if !(8..=20).contains(&net.prefix_len()) => {
+                    return Err(AddressPlanError::Length4(net));
+                }
+                IpNet::V6(net) if !(32..=48).contains(&net.prefix_len()) => {
+                    return Err(AddressPlanError::Length6(net));
+                }
                 IpNet::V4(net) => plan.v4 = net.trunc(),
                 IpNet::V6(net) => plan.v6 = net.trunc(),
             }
@@ -168,15 +178,24 @@ mod tests {
         assert_eq!(plan.dns_v4().to_string(), "240.240.255.254");
         assert_eq!(plan.host_v6().to_string(), "2001:2:0:ffff::253");
         assert_eq!(plan.dns_v6().to_string(), "2001:2:0:ffff::254");
-        assert!(plan.is_reserved("240.240.255.7".parse().unwrap()) && plan.is_reserved("240.240.0.0".parse().unwrap()));
-        assert!(!plan.is_reserved("240.240.0.1".parse().unwrap()) && !plan.is_reserved("2001:2::1".parse().unwrap()));
+        assert!(
+            plan.is_reserved("240.240.255.7".parse().unwrap())
+                && plan.is_reserved("240.240.0.0".parse().unwrap())
+        );
+        assert!(
+            !plan.is_reserved("240.240.0.1".parse().unwrap())
+                && !plan.is_reserved("2001:2::1".parse().unwrap())
+        );
         assert!(plan.contains("2001:2::1".parse().unwrap()) && !plan.contains("10.0.0.1".parse().unwrap()));
     }
 
     #[test]
     fn prefixes() {
         let plan = AddressPlan::from_prefixes(["10.240.0.0/16"]).unwrap();
-        assert_eq!(plan.prefixes(), ["10.240.0.0/16".to_owned(), "2001:2::/48".to_owned()]);
+        assert_eq!(
+            plan.prefixes(),
+            ["10.240.0.0/16".to_owned(), "2001:2::/48".to_owned()]
+        );
         for bad in ["", "x", "10.0.0.0/24", "2001:2::/64", "0.0.0.0/0"] {
             assert!(AddressPlan::from_prefixes([bad]).is_err(), "{bad}");
         }

@@ -21,7 +21,9 @@ pub enum NameError {
         limit: usize,
     },
     /// A character outside the allowed set, or at a place where it may not stand.
-    #[error("{what} {value:?}: use lower case letters, digits and '-', starting and ending with a letter or digit")]
+    #[error(
+        "{what} {value:?}: use lower case letters, digits and '-', starting and ending with a letter or digit"
+    )]
     Character {
         /// Which name.
         what: &'static str,
@@ -45,12 +47,19 @@ pub fn check_label(what: &'static str, value: &str) -> Result<(), NameError> {
         return Err(NameError::Empty { what });
     }
     if value.len() > 63 {
-        return Err(NameError::TooLong { what, length: value.len(), limit: 63 });
+        return Err(NameError::TooLong {
+            what,
+            length: value.len(),
+            limit: 63,
+        });
     }
     let bytes = value.as_bytes();
     let alnum = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     if !bytes.iter().all(|&b| alnum(b) || b == b'-') || !alnum(bytes[0]) || !alnum(bytes[bytes.len() - 1]) {
-        return Err(NameError::Character { what, value: value.to_owned() });
+        return Err(NameError::Character {
+            what,
+            value: value.to_owned(),
+        });
     }
     Ok(())
 }
@@ -60,7 +69,11 @@ fn check_dns(what: &'static str, value: &str) -> Result<(), NameError> {
         return Err(NameError::Empty { what });
     }
     if value.len() > 253 {
-        return Err(NameError::TooLong { what, length: value.len(), limit: 253 });
+        return Err(NameError::TooLong {
+            what,
+            length: value.len(),
+            limit: 253,
+        });
     }
     value.split('.').try_for_each(|label| check_label(what, label))
 }
@@ -107,7 +120,9 @@ impl Hostname {
 
     /// True if `self` is `domain` or below it.
     pub fn is_within(&self, domain: &str) -> bool {
-        self.0.strip_suffix(domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+        self.0
+            .strip_suffix(domain)
+            .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
     }
 }
 
@@ -138,7 +153,10 @@ pub struct NamespacedName {
 impl NamespacedName {
     /// Joins the two parts; neither is checked here.
     pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
     }
 }
 
@@ -146,8 +164,12 @@ impl FromStr for NamespacedName {
     type Err = NameError;
     fn from_str(value: &str) -> Result<Self, NameError> {
         match value.split_once('/') {
-            Some((ns, name)) if !ns.is_empty() && !name.is_empty() && !name.contains('/') => Ok(Self::new(ns, name)),
-            _ => Err(NameError::NotNamespaced { value: value.to_owned() }),
+            Some((ns, name)) if !ns.is_empty() && !name.is_empty() && !name.contains('/') => {
+                Ok(Self::new(ns, name))
+            }
+            _ => Err(NameError::NotNamespaced {
+                value: value.to_owned(),
+            }),
         }
     }
 }
@@ -183,7 +205,10 @@ mod tests {
 
     #[test]
     fn namespaced_names() {
-        assert_eq!("shop/x.y".parse::<NamespacedName>().unwrap().to_string(), "shop/x.y");
+        assert_eq!(
+            "shop/x.y".parse::<NamespacedName>().unwrap().to_string(),
+            "shop/x.y"
+        );
         for bad in ["", "a", "/a", "a/", "a/b/c"] {
             assert!(bad.parse::<NamespacedName>().is_err(), "{bad}");
         }

@@ -36,7 +36,11 @@ pub struct Reject {
 impl Reject {
     /// Without detail.
     pub fn new(class: RejectClass, reason: &'static str) -> Self {
-        Self { class, reason, detail: String::new() }
+        Self {
+            class,
+            reason,
+            detail: String::new(),
+        }
     }
 
     /// Adds a detail for people.
@@ -49,7 +53,11 @@ impl Reject {
 
 impl fmt::Display for Reject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.detail.is_empty() { f.write_str(self.reason) } else { write!(f, "{}: {}", self.reason, self.detail) }
+        if self.detail.is_empty() {
+            f.write_str(self.reason)
+        } else {
+            write!(f, "{}: {}", self.reason, self.detail)
+        }
     }
 }
 

@@ -34,25 +34,44 @@ impl SpiffeId {
     pub fn new(trust_domain: TrustDomain, namespace: &str, service_account: &str) -> Result<Self, NameError> {
         crate::check_label("namespace", namespace)?;
         if service_account.is_empty() {
-            return Err(NameError::Empty { what: "service account" });
+            return Err(NameError::Empty {
+                what: "service account",
+            });
         }
-        service_account.split('.').try_for_each(|label| crate::check_label("service account", label))?;
-        Ok(Self { trust_domain, namespace: namespace.into(), service_account: service_account.into() })
+        service_account
+            .split('.')
+            .try_for_each(|label| crate::check_label("service account", label))?;
+        Ok(Self {
+            trust_domain,
+            namespace: namespace.into(),
+            service_account: service_account.into(),
+        })
     }
 
     /// The identity of discovery in a trust domain: agents demand exactly this one (TRUST.md 1).
     pub fn discovery(trust_domain: TrustDomain) -> Self {
-        Self { trust_domain, namespace: crate::mesh::SYSTEM_NAMESPACE.into(), service_account: "discovery".into() }
+        Self {
+            trust_domain,
+            namespace: crate::mesh::SYSTEM_NAMESPACE.into(),
+            service_account: "discovery".into(),
+        }
     }
 
     /// The identity of the east-west gateways of a trust domain.
     pub fn gateway(trust_domain: TrustDomain) -> Self {
-        Self { trust_domain, namespace: crate::mesh::SYSTEM_NAMESPACE.into(), service_account: "gateway".into() }
+        Self {
+            trust_domain,
+            namespace: crate::mesh::SYSTEM_NAMESPACE.into(),
+            service_account: "gateway".into(),
+        }
     }
 
     /// The principal as AuthorizationPolicy writes it: without `spiffe://`.
     pub fn principal(&self) -> String {
-        format!("{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)
+        format!(
+            "{}/ns/{}/sa/{}",
+            self.trust_domain, self.namespace, self.service_account
+        )
     }
 }
 
@@ -71,7 +90,11 @@ impl FromStr for SpiffeId {
 
 impl fmt::Display for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "spiffe://{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)
+        write!(
+            f,
+            "spiffe://{}/ns/{}/sa/{}",
+            self.trust_domain, self.namespace, self.service_account
+        )
     }
 }
 
@@ -85,7 +108,10 @@ mod tests {
         let id: SpiffeId = text.parse().unwrap();
         assert_eq!(id.to_string(), text);
         assert_eq!(id.principal(), "mesh.example/ns/shop/sa/catalog");
-        assert_eq!(SpiffeId::discovery(id.trust_domain).to_string(), "spiffe://mesh.example/ns/tombolo-system/sa/discovery");
+        assert_eq!(
+            SpiffeId::discovery(id.trust_domain).to_string(),
+            "spiffe://mesh.example/ns/tombolo-system/sa/discovery"
+        );
     }
 
     #[test]

@@ -116,7 +116,9 @@ impl JoinToken {
         let mut endpoints = Vec::new();
         while !reader.0.is_empty() {
             let endpoint = reader.text()?;
-            let port = endpoint.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then_some(port));
+            let port = endpoint
+                .rsplit_once(':')
+                .and_then(|(host, port)| (!host.is_empty()).then_some(port));
             if endpoint.len() > ENDPOINT_LENGTH_MAX || port.is_none_or(|port| port.parse::<u16>().is_err()) {
                 return Err(TokenError::Content);
             }
@@ -125,7 +127,13 @@ impl JoinToken {
         if endpoints.is_empty() || endpoints.len() > ENDPOINTS_MAX {
             return Err(TokenError::Content);
         }
-        Ok(Self { id, root_pin, seed, trust_domain, endpoints })
+        Ok(Self {
+            id,
+            root_pin,
+            seed,
+            trust_domain,
+            endpoints,
+        })
     }
 }
 
@@ -149,7 +157,9 @@ impl<'a> Reader<'a> {
 /// CRC-32 (IEEE 802.3), bitwise: tokens are short and a table would be longer than the loop.
 fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0u32, |crc, &byte| {
-        (0..8).fold(crc ^ u32::from(byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg()))
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| {
+            (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg())
+        })
     })
 }
 
