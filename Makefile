@@ -1,6 +1,6 @@
 # Two commands do everything on a fresh Debian or Ubuntu machine:
 #   make demo   the main job end to end, on network namespaces of this machine (KEEP=1 leaves the mesh up, PAUSE=1 steps)
-#   make test   format, lints, unit, property, netns and interop suites
+#   make test   format, lints, unit, property, netns, interop and package suites
 # Both install what is missing with apt (asking sudo), build as you, and use root only for network namespaces.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -20,7 +20,7 @@ build: setup
 demo: build
 	@$(ROOT) target/release/tombolo-demo $(if $(KEEP),--keep) $(if $(PAUSE),--pause)
 
-test: setup
+test: setup packages-setup
 	@$(ROOT) cargo run --locked --quiet --package xtask -- ci
 
 bench: setup

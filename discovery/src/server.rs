@@ -39,6 +39,7 @@ use tombolo_proto::{
 };
 use tombolo_runtime::{Drained, TaskGroup, http};
 use tombolo_store::{RedbStore, Store, StoreOptions};
+use tombolo_types::Code;
 use tonic::transport::Server;
 
 /// PING on every connection: a VM that lost its power is noticed within two of these.
@@ -205,11 +206,13 @@ pub async fn start(config: &Config) -> Result<Running> {
         .zip(routes)
     {
         if let Some(at) = endpoint.address() {
-            *slot = Some(
-                http::serve(at, route, &back)
-                    .await
-                    .with_context(|| format!("{at} cannot be bound"))?,
-            );
+            // An agent beside discovery has the same readiness port: no reason not to serve the mesh.
+            match http::serve(at, route, &back).await {
+                Ok(address) => *slot = Some(address),
+                Err(error) => {
+                    tracing::warn!("{}", Code::EndpointTaken.message(format_args!("{at}: {error}")));
+                }
+            }
         }
     }
 

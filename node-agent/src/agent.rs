@@ -106,7 +106,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         drain: watch::Sender::new(false),
     });
     admin::serve(&agent, &options.run_dir, &tasks)?;
-    endpoints::serve(&agent, &tasks).await?;
+    endpoints::serve(&agent, &tasks).await;
     notify::watchdog(&tasks);
     let mut drain = agent.drain.subscribe();
     let probes = tasks.child("probes");

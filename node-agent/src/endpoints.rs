@@ -1,13 +1,14 @@
 //! Metrics and readiness over HTTP.
 
 use crate::{agent::Agent, status};
-use anyhow::Context as _;
 use http::StatusCode;
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 use tombolo_runtime::{TaskGroup, http as endpoint};
+use tombolo_types::Code;
 
-/// Starts both.
-pub(crate) async fn serve(agent: &Arc<Agent>, tasks: &TaskGroup) -> anyhow::Result<()> {
+/// Starts both. A port that is taken is said and no reason to be out of the mesh: discovery beside an agent has the
+/// same readiness port.
+pub(crate) async fn serve(agent: &Arc<Agent>, tasks: &TaskGroup) {
     let metrics = Arc::clone(agent);
     let route = move |path: &str| match path {
         "/metrics" | "/stats/prometheus" => Some(endpoint::Answer {
@@ -16,16 +17,19 @@ pub(crate) async fn serve(agent: &Arc<Agent>, tasks: &TaskGroup) -> anyhow::Resu
         }),
         _ => None,
     };
-    let address = agent.settings.metrics_listen;
-    endpoint::serve(address, Arc::new(route), tasks)
-        .await
-        .with_context(|| format!("metrics: cannot listen on {address}"))?;
+    bind(agent.settings.metrics_listen, Arc::new(route), tasks).await;
     let ready = Arc::clone(agent);
     let route = move |path: &str| (path == "/healthz/ready").then(|| readiness(&ready));
-    let address = agent.settings.readiness_listen;
-    let served = endpoint::serve(address, Arc::new(route), tasks).await;
-    served.with_context(|| format!("readiness: cannot listen on {address}"))?;
-    Ok(())
+    bind(agent.settings.readiness_listen, Arc::new(route), tasks).await;
+}
+
+async fn bind(address: SocketAddr, route: Arc<endpoint::Route>, tasks: &TaskGroup) {
+    if let Err(error) = endpoint::serve(address, route, tasks).await {
+        tracing::warn!(
+            "{}",
+            Code::EndpointTaken.message(format_args!("{address}: {error}"))
+        );
+    }
 }
 
 fn readiness(agent: &Agent) -> endpoint::Answer {

@@ -21,6 +21,11 @@ use config::{Origin, Settings};
 use std::{path::PathBuf, process::ExitCode};
 use tombolo_telemetry::{LogConfig, log};
 
+/// HTTP/2 allocates each frame that it reads. The C library's allocator gives such memory back to the kernel and takes
+/// it again at once: a tenth of the CPU of bulk traffic went into page faults.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The node agent of the mesh.
 #[derive(Debug, Parser)]
 #[command(name = "tombolo-agent", version, about, arg_required_else_help = true)]
