@@ -16,6 +16,7 @@ mod control;
 mod copy;
 mod driver;
 mod error;
+mod half_open;
 mod headers;
 mod io;
 mod observe;

@@ -416,6 +416,11 @@ impl Shared {
             bundle_generation,
         };
         lock(&self.running).insert(id, running);
+        // Registered first, looked at second: a revocation during the handshake is not missed. (A change of roots made
+        // another key: no stream is opened here, and the next look verifies the chain again.)
+        if !(self.admit)(&peer) {
+            pooled.control.set(CUT);
+        }
         self.observer.connections(Side::Client, 1);
         let shared = Arc::clone(self);
         self.tasks.spawn("hbone client connection", async move {

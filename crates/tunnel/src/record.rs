@@ -64,6 +64,8 @@ pub(crate) struct Records {
     empty: u32,
     handshake: Vec<u8>,
     update_requested: bool,
+    /// The first error of either direction: a connection does not outlive it.
+    broken: Option<Error>,
 }
 
 /// What a record was.
@@ -144,15 +146,33 @@ impl Records {
             empty: 0,
             handshake,
             update_requested: false,
+            broken: None,
         })
     }
 
     /// Seals the parts, at most [`FRAGMENT_MAX`] bytes together, into one record.
     pub(crate) fn seal(&mut self, plain: &[&[u8]], out: &mut VecDeque<Vec<u8>>) -> Result<(), Error> {
+        self.usable()?;
+        let sealed = self.seal_data(plain, out);
+        self.note(sealed)
+    }
+
+    fn seal_data(&mut self, plain: &[&[u8]], out: &mut VecDeque<Vec<u8>>) -> Result<(), Error> {
         if self.update_requested || self.sealed >= self.seal_limit {
             self.update_keys(out)?;
         }
         self.seal_as(ContentType::ApplicationData, plain, out)
+    }
+
+    fn usable(&self) -> Result<(), Error> {
+        self.broken.clone().map_or(Ok(()), Err)
+    }
+
+    /// Keeps the first error: a nonce is not used again, and nothing is opened behind a record that was not whole.
+    fn note<T>(&mut self, result: Result<T, Error>) -> Result<T, Error> {
+        result.inspect_err(|error| {
+            self.broken.get_or_insert_with(|| error.clone());
+        })
     }
 
     /// Seals the alert that ends our direction.
@@ -190,11 +210,20 @@ impl Records {
         Ok(())
     }
 
-    /// Opens a record's body in place.
+    /// Opens a record's body in place. After an error it opens nothing any more.
     pub(crate) fn open(&mut self, body: &mut [u8]) -> Result<Opened, Error> {
+        self.usable()?;
+        let opened = self.open_next(body);
+        self.note(opened)
+    }
+
+    fn open_next(&mut self, body: &mut [u8]) -> Result<Opened, Error> {
         let message = InboundOpaqueMessage::new(ContentType::ApplicationData, ProtocolVersion::TLSv1_2, body);
         let plain = self.opener.decrypt(message, self.opened)?;
         self.opened += 1;
+        if !self.handshake.is_empty() && plain.typ != ContentType::Handshake {
+            return Err(PeerMisbehaved::MessageInterleavedWithHandshakeMessage.into());
+        }
         match plain.typ {
             ContentType::ApplicationData if !plain.payload.is_empty() => {
                 self.empty = 0;
@@ -283,6 +312,128 @@ impl Records {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{support::Mesh, tls};
+    use tokio::net::{TcpListener, TcpStream};
+    use tombolo_identity::{hbone_client_config, hbone_server_config, hbone_server_name};
+
+    /// Both ends of a fresh connection.
+    async fn pair() -> (Records, Records) {
+        let mesh = Mesh::new("mesh.example");
+        let live = mesh.workload("shop", "catalog", 1);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut far = listener.accept().await.unwrap().0;
+        let config = hbone_client_config(&live, vec![mesh.id("shop", "catalog")]).unwrap();
+        let server = tls::server_config(&hbone_server_config(&live).unwrap());
+        let (near, far) = tokio::join!(
+            tls::connect(&mut near, config, hbone_server_name()),
+            tls::accept(&mut far, server)
+        );
+        (near.unwrap().records, far.unwrap().records)
+    }
+
+    fn seal(records: &mut Records, typ: ContentType, plain: &[u8]) -> Vec<u8> {
+        let mut out = VecDeque::new();
+        records.seal_as(typ, &[plain], &mut out).unwrap();
+        out.pop_front().unwrap().split_off(HEADER)
+    }
+
+    #[tokio::test]
+    async fn after_a_forged_record_nothing_is_opened() {
+        let (mut near, mut far) = pair().await;
+        let mut first = seal(&mut near, ContentType::ApplicationData, b"one");
+        let mut second = seal(&mut near, ContentType::ApplicationData, b"two");
+        assert_eq!(far.open(&mut first.clone()), Ok(Opened::Data(3)));
+        assert_eq!(far.open(&mut first), Err(Error::DecryptError), "replayed");
+        assert_eq!(
+            far.open(&mut second),
+            Err(Error::DecryptError),
+            "the connection is over"
+        );
+    }
+
+    #[tokio::test]
+    async fn records_are_opened_in_order_only() {
+        let (mut near, mut far) = pair().await;
+        let _lost = seal(&mut near, ContentType::ApplicationData, b"one");
+        let mut second = seal(&mut near, ContentType::ApplicationData, b"two");
+        assert_eq!(far.open(&mut second), Err(Error::DecryptError));
+        let mut own = seal(&mut far, ContentType::ApplicationData, b"mine");
+        let (mut near, mut far) = pair().await;
+        assert!(near.open(&mut own.clone()).is_err(), "of another connection");
+        assert!(far.open(&mut own).is_err(), "its own");
+    }
+
+    #[tokio::test]
+    async fn what_may_not_come_after_the_handshake() {
+        let refused = async |records: &[(ContentType, &[u8])]| {
+            let (mut near, mut far) = pair().await;
+            let (last, before) = records.split_last().unwrap();
+            for (typ, plain) in before {
+                far.open(&mut seal(&mut near, *typ, plain)).unwrap();
+            }
+            far.open(&mut seal(&mut near, last.0, last.1)).unwrap_err()
+        };
+        let data = ContentType::ApplicationData;
+        let handshake = ContentType::Handshake;
+        // A handshake message in two parts with something between them (RFC 8446, 5.1).
+        assert_eq!(
+            refused(&[(handshake, &[KEY_UPDATE, 0]), (data, b"x")]).await,
+            Error::PeerMisbehaved(PeerMisbehaved::MessageInterleavedWithHandshakeMessage)
+        );
+        assert_eq!(
+            refused(&[(handshake, &[KEY_UPDATE, 0]), (ContentType::Alert, &[1, 0])]).await,
+            Error::PeerMisbehaved(PeerMisbehaved::MessageInterleavedWithHandshakeMessage)
+        );
+        // Something behind a key update in the same record would be under a key that is gone.
+        assert_eq!(
+            refused(&[(handshake, &[KEY_UPDATE, 0, 0, 1, 0, KEY_UPDATE])]).await,
+            Error::PeerMisbehaved(PeerMisbehaved::KeyEpochWithPendingFragment)
+        );
+        for message in [
+            &[KEY_UPDATE, 0, 0, 1, 2][..],
+            &[KEY_UPDATE, 0, 0, 0],
+            &[NEW_SESSION_TICKET, 0, 0, 0],
+            &[1, 0, 0, 0],
+            &[13, 0, 0, 0],
+            &[11, 1, 0, 0],
+        ] {
+            refused(&[(handshake, message)]).await;
+        }
+        refused(&[(ContentType::ChangeCipherSpec, &[1])]).await;
+        refused(&[(ContentType::Alert, &[2])]).await;
+        refused(&[(ContentType::Alert, &[2, 20])]).await;
+        let empty: Vec<(ContentType, &[u8])> = vec![(data, b""); 1 + EMPTY_MAX as usize];
+        assert_eq!(
+            refused(&empty).await,
+            Error::PeerMisbehaved(PeerMisbehaved::TooManyEmptyFragments)
+        );
+    }
+
+    #[tokio::test]
+    async fn a_key_update_changes_the_key_once_and_is_answered_once() {
+        let (mut near, mut far) = pair().await;
+        let ask = [KEY_UPDATE, 0, 0, 1, 1];
+        let mut out = VecDeque::new();
+        for _ in 0..3 {
+            assert_eq!(
+                far.open(&mut seal(&mut near, ContentType::Handshake, &ask)),
+                Ok(Opened::Nothing)
+            );
+            let (sequence, secrets) = near.kernel.update(true).unwrap();
+            let (key, iv) = parts(secrets).unwrap();
+            (near.sealer, near.sealed) = (near.suite.aead_alg.encrypter(key, iv), sequence);
+        }
+        let mut under_the_new_key = seal(&mut near, ContentType::ApplicationData, b"new");
+        assert_eq!(far.open(&mut under_the_new_key), Ok(Opened::Data(3)));
+        far.seal(&[b"answer"], &mut out).unwrap();
+        assert_eq!(out.len(), 2, "one update for three requests, then the data");
+        let opened: Vec<_> = out
+            .into_iter()
+            .map(|record| near.open(&mut record[HEADER..].to_vec()))
+            .collect();
+        assert_eq!(opened, [Ok(Opened::Nothing), Ok(Opened::Data(6))]);
+    }
 
     #[test]
     fn frames() {

@@ -1,6 +1,7 @@
 use crate::{
     control::{CUT, Control, DRAIN},
     driver::{CONNECTION_WINDOW, Driver, FRAME_MAX, Http2, SEND_QUEUE, STREAM_WINDOW},
+    half_open::HalfOpen,
     headers::{Authority, Baggage, Forwarded, HeaderError, TRACEPARENT},
     io::{SharedIo, TlsIo},
     observe::{Observe, Side},
@@ -22,10 +23,10 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -34,7 +35,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
-use tombolo_identity::{LiveIdentity, Peer, hbone_server_config, peer_of, still_trusted};
+use tombolo_identity::{Current, LiveIdentity, Peer, hbone_server_config, peer_of, still_trusted};
 use tombolo_runtime::TaskGroup;
 
 /// Longest time that a refused peer is listened to.
@@ -47,8 +48,9 @@ const FAREWELL_MAX: usize = 64 * 1024;
 pub struct Limits {
     /// Most connections; more wait in the kernel's queue.
     pub connections_max: usize,
-    /// Most handshakes that are being computed. A connection that sends nothing does not count.
-    pub handshakes_max: usize,
+    /// Most connections of one source that have not shown a certificate yet; more are closed. All sources together get
+    /// half of `connections_max`.
+    pub half_open_per_source_max: usize,
     /// Longest time from TCP connection to the HTTP/2 preface.
     pub handshake_timeout: Duration,
     /// Most streams of one connection.
@@ -62,7 +64,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections_max: 8192,
-            handshakes_max: 64,
+            half_open_per_source_max: 128,
             handshake_timeout: Duration::from_secs(10),
             streams_max: 200,
             header_list_max: 64 * 1024,
@@ -214,16 +216,31 @@ struct Shared {
     live: Arc<LiveIdentity>,
     tls: Arc<rustls::ServerConfig>,
     limits: Limits,
-    handshakes: Semaphore,
+    half_open: Arc<HalfOpen>,
     observer: Arc<dyn Observe>,
     running: Mutex<HashMap<u64, Running>>,
     next: AtomicU64,
     stop_accepting: CancellationToken,
 }
 
+#[derive(Clone)]
 struct Running {
     accepted: Arc<Accepted>,
     bundle_generation: u64,
+}
+
+impl Running {
+    /// Cuts the connection if its peer is not trusted or not admitted any more.
+    fn recheck(&mut self, current: &Current, now_unix: u64, admit: impl Fn(&Peer) -> bool) {
+        let peer = &self.accepted.peer;
+        let trusted = self.bundle_generation == current.bundle_generation
+            || still_trusted(current, &peer.chain, now_unix);
+        self.bundle_generation = current.bundle_generation;
+        if !trusted || !admit(peer) {
+            tracing::info!(peer = %peer.id, "connection cut: the peer is not trusted any more");
+            self.accepted.control.set(CUT);
+        }
+    }
 }
 
 impl Shared {
@@ -257,14 +274,7 @@ impl Server {
     pub fn recheck(&self, now_unix: u64, admit: impl Fn(&Peer) -> bool) {
         let current = self.shared.live.current();
         for running in self.shared.running().values_mut() {
-            let peer = &running.accepted.peer;
-            let trusted = running.bundle_generation == current.bundle_generation
-                || still_trusted(&current, &peer.chain, now_unix);
-            running.bundle_generation = current.bundle_generation;
-            if !trusted || !admit(peer) {
-                tracing::info!(peer = %peer.id, "connection cut: the peer is not trusted any more");
-                running.accepted.control.set(CUT);
-            }
+            running.recheck(&current, now_unix, &admit);
         }
     }
 
@@ -304,7 +314,7 @@ pub fn serve<S: Service>(
         live: Arc::clone(live),
         tls: tls::server_config(&tls),
         limits,
-        handshakes: Semaphore::new(limits.handshakes_max),
+        half_open: HalfOpen::new(limits.half_open_per_source_max, limits.connections_max / 2),
         observer,
         running: Mutex::default(),
         next: AtomicU64::new(0),
@@ -335,10 +345,16 @@ async fn accept<S: Service>(listener: TcpListener, shared: Arc<Shared>, service:
                 continue;
             }
         };
+        let Some(unproven) = shared.half_open.enter(remote.ip()) else {
+            shared.observer.handshake(Side::Server, "limited");
+            continue;
+        };
         let (shared, service, group) = (Arc::clone(&shared), Arc::clone(&service), tasks.clone());
         tasks.spawn_until_stopped("hbone server connection", async move {
-            let driver = match Box::pin(handshake(tcp, remote, &shared, service, group)).await {
-                Ok(driver) => driver,
+            let shaken = Box::pin(handshake(tcp, remote, &shared, Arc::clone(&service), group)).await;
+            drop(unproven);
+            let ready = match shaken {
+                Ok(ready) => ready,
                 Err(error) => {
                     let (label, error) = match error {
                         Refused::Timeout => ("timeout", "too slow".to_owned()),
@@ -353,7 +369,7 @@ async fn accept<S: Service>(listener: TcpListener, shared: Arc<Shared>, service:
                 }
             };
             shared.observer.handshake(Side::Server, "ok");
-            run(driver, &shared).await;
+            run(ready, &*service, &shared).await;
             drop(place);
         });
     }
@@ -378,16 +394,9 @@ async fn handshake<S: Service>(
     let deadline = Instant::now() + shared.limits.handshake_timeout;
     let within = timeout_at(deadline, async {
         socket_options(&tcp);
-        // Half-open connections wait here: they cost a descriptor, no handshake.
-        tcp.readable()
-            .await
-            .map_err(|error| Refused::Handshake(error.into()))?;
         let bundle_generation = shared.live.current().bundle_generation;
         let established = {
-            let permit = shared.handshakes.acquire().await;
-            let accepted = tls::accept(&mut tcp, Arc::clone(&shared.tls)).await;
-            drop(permit);
-            match accepted {
+            match tls::accept(&mut tcp, Arc::clone(&shared.tls)).await {
                 Ok(established) => established,
                 Err(error) => {
                     if matches!(error, HandshakeError::Tls(_)) {
@@ -428,6 +437,9 @@ async fn handshake<S: Service>(
             accepted: Arc::clone(&accepted),
             service,
             tasks,
+            serving: Arc::default(),
+            // A stream that ends is forgotten by HTTP/2 a little earlier than by its task.
+            serving_max: 2 * usize::try_from(shared.limits.streams_max).unwrap_or(usize::MAX / 2),
         };
         Ok((Driver::new(side, io, control), accepted, bundle_generation))
     });
@@ -453,21 +465,22 @@ async fn farewell(tcp: &mut TcpStream) {
     let _ = timeout(FAREWELL, read_out).await;
 }
 
-async fn run<S: Service>((driver, accepted, bundle_generation): Ready<S>, shared: &Shared) {
+async fn run<S: Service>((driver, accepted, bundle_generation): Ready<S>, service: &S, shared: &Shared) {
     let id = shared.next.fetch_add(1, Ordering::Relaxed);
     let peer = Arc::clone(&accepted.peer);
     let control = Arc::clone(&accepted.control);
-    shared.running().insert(
-        id,
-        Running {
-            accepted,
-            bundle_generation,
-        },
-    );
-    // Registered first, looked at second: no drain falls between.
+    let mut running = Running {
+        accepted,
+        bundle_generation,
+    };
+    shared.running().insert(id, running.clone());
+    // Registered first, looked at second: no drain, revocation or change of roots falls between, however long the peer
+    // took for its handshake.
     if shared.stop_accepting.is_cancelled() {
         control.set(DRAIN);
     }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    running.recheck(&shared.live.current(), now.as_secs(), |peer| service.admit(peer));
     shared.observer.connections(Side::Server, 1);
     let _gone = Gone { shared, id };
     let end = driver.await;
@@ -504,20 +517,48 @@ struct ServerSide<S> {
     accepted: Arc<Accepted>,
     service: Arc<S>,
     tasks: TaskGroup,
+    serving: Arc<AtomicUsize>,
+    serving_max: usize,
+}
+
+/// One stream that is being served.
+struct Serving(Arc<AtomicUsize>);
+
+impl Serving {
+    fn start(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl<S: Service> Http2 for ServerSide<S> {
     fn poll_drive(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
         loop {
             match self.connection.poll_accept(cx) {
+                // HTTP/2 forgets a stream that was reset, but what it has started goes on for a while.
+                Poll::Ready(Some(Ok((_, mut respond))))
+                    if self.serving.load(Ordering::Acquire) >= self.serving_max =>
+                {
+                    respond.send_reset(Reason::REFUSED_STREAM);
+                }
                 Poll::Ready(Some(Ok((request, respond)))) => {
                     let incoming = Incoming {
                         request,
                         respond,
                         connection: Arc::clone(&self.accepted),
                     };
-                    self.tasks
-                        .spawn("hbone stream", Arc::clone(&self.service).connect(incoming));
+                    let serving = Serving::start(&self.serving);
+                    let served = Arc::clone(&self.service).connect(incoming);
+                    self.tasks.spawn("hbone stream", async move {
+                        served.await;
+                        drop(serving);
+                    });
                 }
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
                 Poll::Ready(None) => return Poll::Ready(Ok(())),
