@@ -89,7 +89,7 @@ impl Slots {
     }
 
     /// By what the application sends.
-    pub(crate) fn from_application(
+    pub(crate) fn find_by_application(
         &self,
         application: Octets,
         application_port: u16,
@@ -105,7 +105,7 @@ impl Slots {
     }
 
     /// By what the listener sees.
-    pub(crate) fn from_listener(&self, vip: Octets, mapped_port: u16) -> Option<FlowId> {
+    pub(crate) fn find_by_listener(&self, vip: Octets, mapped_port: u16) -> Option<FlowId> {
         let hash = listener_hash(self.seed, vip, mapped_port);
         let same = |index: &u32| {
             self.at(*index)

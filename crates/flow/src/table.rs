@@ -41,7 +41,7 @@ pub struct FlowTable {
     config: FlowConfig,
     sources: Sources,
     start: Instant,
-    slots: Slots,
+    pub(crate) slots: Slots,
     pending: Pending,
     /// About in the order in which they may go.
     closed: VecDeque<(FlowId, u32)>,
@@ -141,7 +141,7 @@ impl FlowTable {
             && let Transport::Tcp(tcp) = packet.transport
             && let Some(listener) = Listener::of_port(tcp.source_port)
         {
-            return self.from_listener(buffer, &packet, tcp, listener, now);
+            return self.listener_segment(buffer, &packet, tcp, listener, now);
         }
         if !self.sources.contains(packet.source) {
             return Err(FlowReject::ForeignSource);
@@ -150,7 +150,7 @@ impl FlowTable {
             return Err(FlowReject::Family);
         }
         match packet.transport {
-            Transport::Tcp(tcp) => self.from_application(buffer, length, &packet, tcp, now),
+            Transport::Tcp(tcp) => self.application_segment(buffer, length, &packet, tcp, now),
             Transport::Udp(udp) => self.udp(buffer, length, &packet, udp),
             Transport::Icmp(icmp) => ping(frame, &packet, icmp),
             Transport::Other(_) => Err(FlowReject::Protocol),
@@ -182,7 +182,7 @@ impl FlowTable {
         })
     }
 
-    fn from_application(
+    fn application_segment(
         &mut self,
         buffer: &mut [u8],
         length: usize,
@@ -193,7 +193,7 @@ impl FlowTable {
         let (application, vip) = (octets(packet.source), octets(packet.destination));
         let found = self
             .slots
-            .from_application(application, tcp.source_port, vip, tcp.destination_port);
+            .find_by_application(application, tcp.source_port, vip, tcp.destination_port);
         let Some(id) = found else {
             return if tcp.is_syn() {
                 self.connect(buffer, length, packet, tcp, None, now)
@@ -229,7 +229,10 @@ impl FlowTable {
                     flow.seen |= seen::ESTABLISHED;
                     self.awaiting += 1;
                 }
-                signal = Some(Signal::Established { listener, v6: packet.source.is_ipv6() });
+                signal = Some(Signal::Established {
+                    listener,
+                    v6: packet.source.is_ipv6(),
+                });
             }
             State::Accepting | State::Open | State::Closed | State::Free => {}
         }
@@ -242,7 +245,7 @@ impl FlowTable {
         }))
     }
 
-    fn from_listener(
+    fn listener_segment(
         &mut self,
         buffer: &mut [u8],
         packet: &Packet,
@@ -253,7 +256,7 @@ impl FlowTable {
         let active = self.seconds(now);
         let id = self
             .slots
-            .from_listener(octets(packet.destination), tcp.destination_port);
+            .find_by_listener(octets(packet.destination), tcp.destination_port);
         let found = id
             .and_then(|id| self.slots.get_mut(id))
             .filter(|flow| flow.listener() == listener && flow.state != State::Held);
@@ -358,7 +361,7 @@ impl FlowTable {
     /// The listener has accepted a socket whose peer is `(vip, port)`: the connection it belongs to, if it was waiting
     /// for one. A socket that belongs to none is to be closed.
     pub fn hand_over(&mut self, vip: IpAddr, port: u16, listener: Listener) -> Option<FlowId> {
-        let id = self.slots.from_listener(octets(vip), port)?;
+        let id = self.slots.find_by_listener(octets(vip), port)?;
         let flow = *self.slots.get(id)?;
         if flow.state != State::Accepting || flow.listener() != listener {
             return None;
@@ -487,7 +490,7 @@ impl FlowTable {
 
     /// A port of the VIP that no connection has; the wished one if it is free.
     fn free_port(&mut self, vip: Octets, wished: u16) -> Option<u16> {
-        let is_free = |slots: &Slots, port| slots.from_listener(vip, port).is_none();
+        let is_free = |slots: &Slots, port| slots.find_by_listener(vip, port).is_none();
         if is_free(&self.slots, wished) {
             return Some(wished);
         }

