@@ -25,6 +25,9 @@ use tombolo_telemetry::Direction;
 use tombolo_tunnel::{Authority, Incoming, Service, TunnelStream, bidirectional};
 use tombolo_types::{NamespacedName, Reject, RejectClass, ports};
 
+/// Never delivered.
+const SSH: u16 = 22;
+
 /// Serves the CONNECT streams of peers.
 pub(crate) struct Inbound {
     pub(crate) context: Arc<Context>,
@@ -36,8 +39,11 @@ impl Service for Inbound {
             .is_none_or(|device| !self.context.world.peek().is_revoked(device))
     }
 
-    async fn connect(self: Arc<Self>, incoming: Incoming) {
-        serve(&self.context, incoming).await;
+    fn connect(self: Arc<Self>, incoming: Incoming) -> impl Future<Output = ()> + Send {
+        let context = Arc::clone(&self.context);
+        // What establishing needs, the request above all, is freed before the bytes flow.
+        let established = Box::pin(async move { establish(&context, incoming).await });
+        async move { serve(&self.context, established).await }
     }
 }
 
@@ -124,13 +130,14 @@ pub(crate) fn delivery(
             "port {port} is not declared: WorkloadGroup.spec.template.ports"
         ))
     };
-    if ports::NEVER_DELIVERED.contains(&port) {
+    // Whatever discovery declares: the host's own door stays the host's.
+    if port == SSH || ports::NEVER_DELIVERED.contains(&port) {
         return Err(undeclared());
     }
     let declared = exposure.ports.iter().find(|exposed| exposed.port == port);
     let loopback = match declared {
         Some(exposed) => exposed.loopback,
-        None if exposure.all_ports && port != 22 => false,
+        None if exposure.all_ports => false,
         None => return Err(undeclared()),
     };
     Ok(Delivery {
@@ -149,7 +156,7 @@ pub(crate) fn local_target(
     is_local: impl Fn(IpAddr) -> bool,
 ) -> Result<SocketAddr, Reject> {
     let reached = reached.to_canonical();
-    let ip = match delivery.address {
+    let ip = match delivery.address.to_canonical() {
         IpAddr::V4(_) if delivery.loopback => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(_) if delivery.loopback => Ipv6Addr::LOCALHOST.into(),
         address if address == reached || is_local(address) => address,
@@ -159,8 +166,17 @@ pub(crate) fn local_target(
     if ip.is_loopback() && !delivery.loopback {
         return Err(Reject::new(RejectClass::NoRoute, "loopback_not_declared"));
     }
-    if matches!(ip, IpAddr::V4(v4) if v4.is_link_local()) {
+    let link_local = match ip {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    if link_local {
         return Err(Reject::new(RejectClass::NoRoute, "link_local_never_delivered"));
+    }
+    // To the kernel "any address" is loopback, too.
+    let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
+    if ip.is_unspecified() || ip.is_multicast() || broadcast {
+        return Err(Reject::new(RejectClass::NoRoute, "address_never_delivered"));
     }
     Ok(SocketAddr::new(ip, delivery.port))
 }
@@ -179,19 +195,18 @@ struct Open {
     target: SocketAddr,
 }
 
-async fn serve(context: &Context, incoming: Incoming) {
-    // What establishing needs is freed before the bytes flow.
-    let Some(open) = Box::pin(establish(context, incoming)).await else {
-        return;
-    };
-    let Open {
+async fn serve(context: &Context, established: impl Future<Output = Option<Open>>) {
+    let Some(Open {
         registered,
         application,
         stream,
         caller,
         own,
         target,
-    } = open;
+    }) = established.await
+    else {
+        return;
+    };
     let flow = &registered.flow;
     let how = bidirectional(application, stream, &flow.monitor).await;
     let (flags, reason) = ended(&how, false);

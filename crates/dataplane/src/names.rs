@@ -72,9 +72,10 @@ impl Names {
             v4: settings.ipv4,
             v6: settings.ipv6,
         };
+        let search = self.upstreams.search(Instant::now());
         let client = Client {
             namespace: &self.context.own.namespace,
-            search: &settings.dns_search,
+            search: &search,
             udp,
         };
         match answer(query, &names, &client, rand::random()) {

@@ -73,22 +73,23 @@ struct Open {
 /// Serves one connection of an application from its first packet to its end.
 pub(crate) async fn serve<H: Held>(context: Arc<Context>, held: H) {
     // What establishing needs is freed before the bytes flow.
-    let Some(open) = Box::pin(establish(&context, held)).await else {
-        return;
-    };
-    let Open {
+    let Some(Open {
         registered,
         application,
         upstream,
         workload,
         address,
         _outstanding,
-    } = open;
+    }) = Box::pin(establish(&context, held)).await
+    else {
+        return;
+    };
     let flow = &registered.flow;
     let mutual_tls = upstream.peer().is_some();
     let how = match upstream {
         Upstream::Tunnel(stream) => bidirectional(application, stream, &flow.monitor).await,
-        Upstream::Plain(socket) => plain(application, socket, &flow.monitor).await,
+        // Rare and large: it does not make every task so.
+        Upstream::Plain(socket) => Box::pin(plain(application, socket, &flow.monitor)).await,
     };
     let (flags, reason) = ended(&how, true);
     let cut = flow.cut_reason().map(Outcome::cut);

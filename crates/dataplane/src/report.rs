@@ -2,7 +2,7 @@
 
 use crate::flows::{CutReason, Flow};
 use std::{net::SocketAddr, sync::Arc};
-use tombolo_destination::{Index as _, Service, Workload};
+use tombolo_destination::{Index as _, Service, Tunnel, Workload};
 use tombolo_identity::Peer;
 use tombolo_snapshot::{Own, Snapshot};
 use tombolo_telemetry::{AccessEntry, AccessLog, Direction, Metrics, Party, RefusalLabels, TcpLabels};
@@ -21,10 +21,9 @@ struct Side {
 impl Side {
     /// From the record; the identity is what TLS has proven, else what is expected.
     fn new(record: Option<&Workload>, peer: Option<&Peer>) -> Self {
-        let principal = match (peer, record) {
-            (Some(peer), _) => peer.id.to_string(),
-            (None, Some(record)) => record.identity().map(|id| id.to_string()).unwrap_or_default(),
-            (None, None) => String::new(),
+        let principal = match peer {
+            Some(peer) => peer.id.to_string(),
+            None => expected(record).unwrap_or_default(),
         };
         let none = || Arc::from("");
         match record {
@@ -46,6 +45,12 @@ impl Side {
             },
         }
     }
+}
+
+/// The identity that a workload has to prove. One outside the mesh is reached without TLS and proves none.
+fn expected(record: Option<&Workload>) -> Option<String> {
+    let record = record.filter(|record| record.tunnel == Tunnel::Hbone)?;
+    record.identity().ok().map(|id| id.to_string())
 }
 
 /// The record of whoever calls, by the address that is seen or, behind a NAT, the one that the caller names; only if
@@ -148,8 +153,6 @@ pub(crate) fn log(access: AccessLog, flow: &Flow, ends: &Ends<'_>, outcome: &Out
         return;
     }
     let proven = flow.peer.as_ref().map(|peer| peer.id.to_string());
-    let expected =
-        |record: Option<&Workload>| record.and_then(|w| w.identity().ok()).map(|id| id.to_string());
     let (source_id, destination_id) = match flow.direction {
         Direction::Inbound => (proven, expected(ends.destination)),
         Direction::Outbound => (

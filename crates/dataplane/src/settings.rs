@@ -25,8 +25,6 @@ pub struct Settings {
     pub resolv_conf: PathBuf,
     /// Most name lookups under way to the host's own servers.
     pub dns_in_flight_max: usize,
-    /// Namespace-relative search domains for short names.
-    pub dns_search: Vec<String>,
     /// Answer names with IPv4 addresses.
     pub ipv4: bool,
     /// Answer names with IPv6 addresses.
@@ -51,7 +49,6 @@ impl Default for Settings {
             application_timeout: Duration::from_secs(10),
             resolv_conf: "/etc/resolv.conf".into(),
             dns_in_flight_max: 512,
-            dns_search: Vec::new(),
             ipv4: true,
             ipv6: true,
             server: Limits::default(),

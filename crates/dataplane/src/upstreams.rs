@@ -3,7 +3,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio::time::Instant;
@@ -13,7 +13,7 @@ const SERVERS_MAX: usize = 8;
 /// How often the file is looked at, at most.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// The host's own name servers, followed when their file changes.
+/// The host's own name servers and search domains, followed when their file changes.
 #[derive(Debug)]
 pub(crate) struct Upstreams {
     path: PathBuf,
@@ -28,6 +28,7 @@ struct State {
     /// Inode, modification time and length of what was read.
     version: Option<(u64, i64, i64, u64)>,
     servers: Arc<[SocketAddr]>,
+    search: Arc<[String]>,
 }
 
 impl Upstreams {
@@ -41,8 +42,18 @@ impl Upstreams {
         }
     }
 
-    /// The servers in order of preference. Looks at the file at most once a second: a small file that is in memory.
+    /// The servers in order of preference.
     pub(crate) fn servers(&self, now: Instant) -> Arc<[SocketAddr]> {
+        Arc::clone(&self.look(now).servers)
+    }
+
+    /// The search domains, without dots at the ends.
+    pub(crate) fn search(&self, now: Instant) -> Arc<[String]> {
+        Arc::clone(&self.look(now).search)
+    }
+
+    /// Looks at the file at most once a second: a small file that is in memory.
+    fn look(&self, now: Instant) -> MutexGuard<'_, State> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state
             .looked
@@ -55,11 +66,12 @@ impl Upstreams {
                 if let Ok(text) = fs::read_to_string(&self.path) {
                     state.version = version;
                     state.servers = parse(&text, &self.own, self.port).into();
-                    tracing::info!(servers = ?state.servers, "the host's name servers");
+                    state.search = search_domains(&text).into();
+                    tracing::info!(servers = ?state.servers, search = ?state.search, "the host's resolver");
                 }
             }
         }
-        Arc::clone(&state.servers)
+        state
     }
 }
 
@@ -92,9 +104,34 @@ fn parse(text: &str, own: &[IpAddr], port: u16) -> Vec<SocketAddr> {
         .collect()
 }
 
+/// The search domains of a resolver configuration; the last `search` or `domain` line counts.
+///
+/// Source: resolv.conf(5).
+fn search_domains(text: &str) -> Vec<String> {
+    let mut domains = Vec::new();
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        if matches!(words.next(), Some("search" | "domain")) {
+            let names = words.map(|domain| domain.trim_matches('.').to_ascii_lowercase());
+            domains = names.filter(|domain| !domain.is_empty()).collect();
+        }
+    }
+    domains
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn search_lines() {
+        assert_eq!(
+            search_domains("nameserver 1.1.1.1\nsearch a.example B.example.\n"),
+            ["a.example", "b.example"]
+        );
+        assert_eq!(search_domains("search x\ndomain y\n# search z\n"), ["y"]);
+        assert!(search_domains("search .\n").is_empty() && search_domains("").is_empty());
+    }
 
     #[test]
     fn name_servers_are_read() {
@@ -125,7 +162,8 @@ mod tests {
         assert_eq!(*upstreams.servers(start), [first]);
         // Replaced as most programs do it.
         let new = folder.path().join("new");
-        fs::write(&new, "nameserver 10.0.0.22\n").unwrap();
+        assert!(upstreams.search(start).is_empty());
+        fs::write(&new, "nameserver 10.0.0.22\nsearch corp.example\n").unwrap();
         fs::rename(&new, &path).unwrap();
         assert_eq!(
             *upstreams.servers(start),
@@ -134,6 +172,7 @@ mod tests {
         );
         let second: SocketAddr = "10.0.0.22:53".parse().unwrap();
         assert_eq!(*upstreams.servers(start + LOOK), [second]);
+        assert_eq!(*upstreams.search(start + LOOK), ["corp.example"]);
         fs::remove_file(&path).unwrap();
         assert_eq!(*upstreams.servers(start + 2 * LOOK), [second]);
     }

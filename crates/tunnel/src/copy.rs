@@ -103,7 +103,12 @@ pub enum Ended {
 ///
 /// Source: RFC 9113, 8.5: a TCP error is a stream error of type CONNECT_ERROR, and the other way round. A peer that
 /// resets with NO_ERROR or CANCEL has only ended, as ztunnel does.
-pub async fn bidirectional(tcp: TcpStream, stream: TunnelStream, monitor: &Monitor) -> Ended {
+pub fn bidirectional(
+    tcp: TcpStream,
+    stream: TunnelStream,
+    monitor: &Monitor,
+) -> impl Future<Output = Ended> + Send {
+    // Not an async function: it would hold its arguments beside the copying, as long as the connection.
     let TunnelStream {
         send, recv, lease, ..
     } = stream;
@@ -122,7 +127,6 @@ pub async fn bidirectional(tcp: TcpStream, stream: TunnelStream, monitor: &Monit
         queue: VecDeque::new(),
         queued: 0,
     }
-    .await
 }
 
 struct Copy<'a> {
@@ -244,7 +248,10 @@ impl Copy<'_> {
                 if !self.down_ended {
                     return Poll::Pending;
                 }
-                ready!(Pin::new(&mut self.tcp).poll_shutdown(cx)).map_err(|error| application(&error))?;
+                // Where the application has closed its direction too, closing the socket says the same.
+                if !self.up_done || self.up_stopped.is_some() {
+                    ready!(Pin::new(&mut self.tcp).poll_shutdown(cx)).map_err(|error| application(&error))?;
+                }
                 self.down_done = true;
                 return Poll::Ready(Ok(()));
             }

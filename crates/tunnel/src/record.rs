@@ -177,8 +177,10 @@ impl Records {
 
     /// Seals the alert that ends our direction.
     pub(crate) fn seal_close(&mut self, out: &mut VecDeque<Vec<u8>>) -> Result<(), Error> {
+        self.usable()?;
         // Level warning, close_notify.
-        self.seal_as(ContentType::Alert, &[&[1, 0]], out)
+        let sealed = self.seal_as(ContentType::Alert, &[&[1, 0]], out);
+        self.note(sealed)
     }
 
     fn update_keys(&mut self, out: &mut VecDeque<Vec<u8>>) -> Result<(), Error> {

@@ -183,7 +183,7 @@ async fn streams_reset_at_once_do_not_pile_up() {
     };
     let w = world(limits).await;
     let (mut sender, connection) = h2::client::handshake(w.tls().await).await.unwrap();
-    let driver = tokio::spawn(connection);
+    let driver = w.tasks.spawn("client", connection);
     for _ in 0..400 {
         let Ok(ready) = sender.clone().ready().await else {
             break;

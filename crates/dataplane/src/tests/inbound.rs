@@ -271,6 +271,18 @@ async fn deliveries() {
             "{never}"
         );
     }
+    let ssh = Exposure {
+        ports: vec![ExposedPort {
+            port: 22,
+            loopback: true,
+        }],
+        all_ports: false,
+    };
+    assert_eq!(
+        check(&ssh, &format!("{own_ip}:22")),
+        Err("port_not_declared"),
+        "whatever discovery says"
+    );
     assert_eq!(check(&all, "169.254.169.254:80"), Err("address_mismatch"));
     assert_eq!(check(&all, "127.0.0.1:80"), Err("address_mismatch"));
     assert!(world.service(&CATALOG.parse().unwrap()).is_some());
@@ -324,4 +336,23 @@ fn local_targets() {
         target("203.0.113.5", "::ffff:10.0.0.2", "10.0.0.2", false),
         Ok("10.0.0.2".into())
     );
+    // Addresses that mean this host's loopback, or nobody in particular, in other words.
+    for (address, reason) in [
+        ("::ffff:127.0.0.1", "loopback_not_declared"),
+        ("::1", "loopback_not_declared"),
+        ("127.8.8.8", "loopback_not_declared"),
+        ("0.0.0.0", "address_never_delivered"),
+        ("::", "address_never_delivered"),
+        ("::ffff:0.0.0.0", "address_never_delivered"),
+        ("224.0.0.1", "address_never_delivered"),
+        ("255.255.255.255", "address_never_delivered"),
+        ("::ffff:169.254.169.254", "link_local_never_delivered"),
+        ("fe80::1", "link_local_never_delivered"),
+    ] {
+        assert_eq!(
+            target(address, "10.0.0.2", address, false),
+            Err(reason),
+            "{address}"
+        );
+    }
 }
