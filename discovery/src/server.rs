@@ -45,7 +45,7 @@ use tonic::transport::Server;
 /// PING on every connection: a VM that lost its power is noticed within two of these.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
 /// A PING that is not answered in this time ends the connection. It only makes a suspect, so it may be short.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(1);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_millis(750);
 /// Calls and streams of one connection at once.
 const STREAMS_PER_CONNECTION: u32 = 128;
 /// Bytes of the headers of one request; a bearer token is about 1 KiB.
