@@ -151,7 +151,8 @@ impl Certificates {
                 }
                 Err(problem) => {
                     let mut wait = backoff.next(rand::random());
-                    if problem.is_refusal() {
+                    // Clocks are set by programs, and discovery may just have woken with an expired certificate itself.
+                    if problem.is_refusal() && problem.code != Code::ClockSkew {
                         wait = wait.max(REFUSED);
                     }
                     let first = self.status.borrow().renewal_problem.as_ref() != Some(&problem);

@@ -7,6 +7,7 @@ use crate::{
     objects::{self, ObjectError, Objects},
     refusal::is_race,
 };
+use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use ipnet::IpNet;
 use std::{
     collections::BTreeMap,
@@ -102,8 +103,12 @@ struct Keeper {
     waiting: BTreeMap<DeviceId, Waiting>,
 }
 
+/// Dials of the addresses that devices seem to have left; true: it is still there.
+type Moves = FuturesUnordered<BoxFuture<'static, (Seen, bool)>>;
+
 impl Keeper {
     async fn run(mut self, mut seen_rx: mpsc::Receiver<Seen>) {
+        let mut moves = Moves::new();
         loop {
             let next = self.waiting.values().map(|waiting| waiting.next).min();
             let sleep = async {
@@ -112,16 +117,20 @@ impl Keeper {
                     None => std::future::pending().await,
                 }
             };
-            let seen = tokio::select! {
+            let done = tokio::select! {
                 seen = seen_rx.recv() => match seen {
-                    Some(seen) => Some(seen),
+                    Some(seen) => self.review(seen, Some(&mut moves)).await,
                     None => return,
                 },
-                () = sleep => None,
-            };
-            let done = match seen {
-                Some(seen) => self.review(&seen).await,
-                None => self.dial_back().await,
+                Some((seen, stays)) = moves.next() => {
+                    if stays {
+                        tracing::warn!(device = %seen.device, source = %seen.source,
+                            "a stream of this device comes from elsewhere while it still answers at its address: a copy?");
+                        continue;
+                    }
+                    self.review(seen, None).await
+                }
+                () = sleep => self.dial_back().await,
             };
             if let Err(error) = done {
                 tracing::warn!(%error, "an address is not settled yet");
@@ -129,8 +138,9 @@ impl Keeper {
         }
     }
 
-    /// Checks the address of a device against where it is now.
-    async fn review(&mut self, seen: &Seen) -> Result<(), ObjectError> {
+    /// Checks the address of a device against where it is now. One that seems to have moved is first dialled where it
+    /// was (into `moves`; without, that is done): a copy of a device must not draw its calls away.
+    async fn review(&mut self, seen: Seen, mut moves: Option<&mut Moves>) -> Result<(), ObjectError> {
         for _ in 0..RACES_MAX {
             let view = self.fleet.view();
             let Some((group, mut entry)) = self.load(&view, seen.device).await? else {
@@ -140,6 +150,20 @@ impl Keeper {
             let holds = |address: IpAddr| address == seen.source || seen.claimed.contains(&address);
             if current.is_some_and(|address| holds(address) || seen.claimed.is_empty()) {
                 self.waiting.remove(&seen.device);
+                return Ok(());
+            }
+            if let (Some(address), Some(moves), Some(id)) =
+                (current, moves.as_deref_mut(), self.identity(&view, seen.device))
+            {
+                let (live, device, endpoint) = (
+                    Arc::clone(&self.live),
+                    seen.device,
+                    SocketAddr::new(address, self.port),
+                );
+                moves.push(Box::pin(async move {
+                    let stays = shows(&live, &id, device, endpoint).await;
+                    (seen, stays)
+                }));
                 return Ok(());
             }
             let cidrs = cidrs_of(&group);
@@ -178,6 +202,13 @@ impl Keeper {
                 },
             );
         }
+    }
+
+    /// Who answers where a device is.
+    fn identity(&self, view: &View, device: DeviceId) -> Option<SpiffeId> {
+        let device = &view.members.get(&device)?.device;
+        let (namespace, account) = (&device.metadata.namespace, &device.spec.service_account);
+        SpiffeId::new(self.settings.trust_domain.clone(), namespace, account).ok()
     }
 
     async fn load(
@@ -224,14 +255,7 @@ impl Keeper {
             })
             .collect();
         for (device, candidates) in due {
-            let Some(member) = view.members.get(&device) else {
-                continue;
-            };
-            let (namespace, account) = (
-                &member.device.metadata.namespace,
-                &member.device.spec.service_account,
-            );
-            let Ok(id) = SpiffeId::new(self.settings.trust_domain.clone(), namespace, account) else {
+            let Some(id) = self.identity(&view, device) else {
                 continue;
             };
             // A silent candidate costs its whole timeout: all at once.

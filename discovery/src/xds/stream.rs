@@ -10,6 +10,7 @@ use super::{
 use crate::{caller::Caller, fleet::Report, listener::Link};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
 };
 use tokio::sync::mpsc;
@@ -25,6 +26,8 @@ use tonic::{Status, Streaming};
 
 /// Types on one stream at most: what a client names is remembered.
 const TYPES_MAX: usize = 32;
+/// Names on one stream at most: as many resources as a client may hold of a large mesh.
+const NAMES_MAX: usize = 200_000;
 /// Characters of a client's refusal or report that are kept.
 const MESSAGE_MAX: usize = 1024;
 
@@ -82,6 +85,8 @@ pub(super) async fn run(
         row,
         watches: BTreeMap::new(),
         answers_tx,
+        remote: link.remote.map(|remote| remote.ip().to_canonical()),
+        untold: None,
     };
     session.hear(&first).await?;
     loop {
@@ -108,9 +113,29 @@ struct Session {
     world: Reader<World>,
     watches: BTreeMap<String, Watch>,
     answers_tx: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    remote: Option<IpAddr>,
+    /// A report that does not count yet.
+    untold: Option<Report>,
 }
 
 impl Session {
+    /// Reports count only from where the device is: a copy of it elsewhere says nothing about its application. Of a
+    /// device that moves the report waits until its address is settled. Cancel-safe.
+    async fn tell(&mut self) {
+        let (Some(device), Some(report)) = (self.client.device, &self.untold) else {
+            return;
+        };
+        let view = self.ads.fleet.view();
+        let address = view.members.get(&device).and_then(|member| member.address);
+        let here = |address: IpAddr| {
+            self.remote.is_none_or(|remote| remote == address) || self.client.addresses.contains(&address)
+        };
+        if address.is_none_or(here) {
+            self.ads.fleet.report(device, report.clone()).await;
+            self.untold = None;
+        }
+    }
+
     fn check_revoked(&self, revoked: Option<&BTreeSet<DeviceId>>) -> Result<(), Status> {
         match (revoked, self.client.device) {
             (None, _) => Err(Status::unavailable("discovery is stopping")),
@@ -125,17 +150,15 @@ impl Session {
     async fn hear(&mut self, request: &DeltaDiscoveryRequest) -> Result<(), Status> {
         let url = request.type_url.as_str();
         if url == type_url::HEALTH {
-            if let Some(device) = self.client.device {
-                let message = request
-                    .error_detail
-                    .as_ref()
-                    .map(|e| e.message.chars().take(MESSAGE_MAX).collect());
-                let report = Report {
-                    healthy: message.is_none(),
-                    message: message.unwrap_or_default(),
-                };
-                self.ads.fleet.report(device, report).await;
-            }
+            let message = request
+                .error_detail
+                .as_ref()
+                .map(|e| e.message.chars().take(MESSAGE_MAX).collect());
+            self.untold = Some(Report {
+                healthy: message.is_none(),
+                message: message.unwrap_or_default(),
+            });
+            self.tell().await;
             return Ok(());
         }
         let first = !self.watches.contains_key(url);
@@ -144,6 +167,9 @@ impl Session {
         }
         let watch = self.watches.entry(url.to_owned()).or_default();
         let heard = watch.handle(request, first);
+        if self.watches.values().map(Watch::remembered).sum::<usize>() > NAMES_MAX {
+            return Err(Status::resource_exhausted("too many names on one stream"));
+        }
         if let Heard::Nack(message) = &heard {
             let message: String = message.chars().take(MESSAGE_MAX).collect();
             self.ads.metrics.nacks.inc();
@@ -167,6 +193,7 @@ impl Session {
     /// there is a place for it.
     async fn push(&mut self) -> Result<(), Status> {
         loop {
+            self.tell().await;
             // First the place, then the content: what a slow client gets is the latest.
             let place = self
                 .answers_tx

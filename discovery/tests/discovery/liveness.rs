@@ -289,3 +289,59 @@ async fn an_address_goes_to_whoever_shows_the_certificate_there() {
     assert_eq!(address_of(&first).await, "");
     tasks.stop();
 }
+
+#[tokio::test]
+async fn a_copy_elsewhere_says_nothing_while_the_device_is_where_it_was() {
+    let Some(address) = host_address() else {
+        return skip("this host has no address besides loopback");
+    };
+    let witness = TcpListener::bind((address, 0)).await.unwrap();
+    let lab = Lab::start_with(|config| {
+        config.listen = "0.0.0.0:0".parse().unwrap();
+        config.witness_port = witness.local_addr().unwrap().port();
+    })
+    .await;
+    lab.group("catalog").await;
+    let mut host = lab.enrol("catalog").await;
+    let open = async |host: &Host, from: IpAddr| {
+        let at = SocketAddr::new(from, lab.running().address.port());
+        let (channel, _) = lab.dial_at(at, host.identity.clone()).await;
+        let mut ads = Ads::open(channel, host.node(), None).await;
+        ads.subscribe(type_url::ADDRESS).await;
+        ads
+    };
+    let address_is = async |wanted: IpAddr| {
+        lab.wait_for("the address", async || {
+            lab.vms().await[0].addresses == [wanted.to_string()]
+        })
+        .await;
+    };
+    let live = LiveIdentity::new(host.identity.clone(), vec![lab.bundle()]);
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(hbone_server_config(&live).unwrap()));
+    let tasks = TaskGroup::new("hbone");
+    tasks.spawn_until_stopped("hbone", async move {
+        while let Ok((socket, _)) = witness.accept().await {
+            let _ = acceptor.accept(socket).await;
+        }
+    });
+    host.addresses = vec![address.to_string()];
+    let original = open(&host, address).await;
+    address_is(address).await;
+    // The same device from loopback, with an address that the group may claim.
+    let (elsewhere, loopback) = (IpAddr::from([10, 1, 2, 3]), IpAddr::from([127, 0, 0, 1]));
+    host.addresses = vec![elsewhere.to_string()];
+    let mut copy = open(&host, loopback).await;
+    copy.send(health(Some("draining"))).await;
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    address_is(address).await;
+    assert_eq!(state(&lab).await.0, "Healthy");
+    // It has left: now the other one is the device, and what it says counts.
+    tasks.stop();
+    tasks.drain(Duration::from_secs(1)).await;
+    drop((original, copy));
+    let mut moved = open(&host, loopback).await;
+    moved.send(health(Some("connection refused"))).await;
+    address_is(elsewhere).await;
+    lab.wait_for("its report", async || state(&lab).await.0 == "Unhealthy")
+        .await;
+}
