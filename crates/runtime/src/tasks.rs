@@ -1,6 +1,7 @@
 use std::{future::Future, time::Duration};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::{
+    future::FutureExt as _,
     sync::{CancellationToken, WaitForCancellationFuture},
     task::TaskTracker,
 };
@@ -64,8 +65,7 @@ impl TaskGroup {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        let stop = self.stop.clone();
-        self.spawn(name, async move { stop.run_until_cancelled_owned(task).await })
+        self.spawn(name, until_stopped(task, self.stop.clone()))
     }
 
     /// Tells every task of this group and its children to stop. Idempotent.
@@ -115,6 +115,11 @@ impl TaskGroup {
     }
 }
 
+/// Not an async block: each of those would hold the task twice, before and after its first poll.
+fn until_stopped<F: Future>(task: F, stop: CancellationToken) -> impl Future<Output = Option<F::Output>> {
+    task.with_cancellation_token_owned(stop)
+}
+
 /// Waits for SIGTERM or SIGINT and returns its name.
 ///
 /// # Errors
@@ -130,6 +135,18 @@ pub async fn stop_signal() -> std::io::Result<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn being_stoppable_costs_a_task_little() {
+        let task = async {
+            let large = [0_u8; 1000];
+            std::future::pending::<()>().await;
+            large
+        };
+        let bare = size_of_val(&task);
+        let stoppable = size_of_val(&until_stopped(task, CancellationToken::new()));
+        assert!(stoppable <= bare + 160, "{bare} {stoppable}");
+    }
 
     #[tokio::test]
     async fn stop_reaches_children_and_drain_waits() {
