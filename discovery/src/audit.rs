@@ -11,8 +11,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Refusals of callers who have shown no identity are written at most so often, so that nobody fills the disk.
-const ANONYMOUS_PER_SECOND: u32 = 20;
+/// Refusals of callers who hold no role are written at most so often, so that nobody fills the disk.
+const BOUNDED_PER_SECOND: u32 = 20;
+/// Characters of a field that are kept: names and messages come from the caller.
+const FIELD_MAX: usize = 1000;
+/// [`Line::who`] of callers who have shown nothing.
+pub(crate) const ANONYMOUS: &str = "anonymous";
 /// How far back a reader sees.
 const TAIL_BYTES_MAX: u64 = 32 << 20;
 /// Lines a reader gets when it names no number.
@@ -53,9 +57,39 @@ fn is_zero(value: &u64) -> bool {
 #[derive(Debug)]
 struct Writer {
     file: File,
+    strangers: Budget,
+    workloads: Budget,
+}
+
+/// Lines of one second, and those left out since the last one.
+#[derive(Debug)]
+struct Budget {
     second: Instant,
-    anonymous: u32,
+    written: u32,
     omitted: u64,
+}
+
+impl Budget {
+    fn new() -> Self {
+        Self {
+            second: Instant::now(),
+            written: 0,
+            omitted: 0,
+        }
+    }
+
+    /// How many lines were left out before this one; `None`: it is left out itself.
+    fn take(&mut self) -> Option<u64> {
+        if self.second.elapsed() >= Duration::from_secs(1) {
+            (self.second, self.written) = (Instant::now(), 0);
+        }
+        if self.written >= BOUNDED_PER_SECOND {
+            self.omitted += 1;
+            return None;
+        }
+        self.written += 1;
+        Some(std::mem::take(&mut self.omitted))
+    }
 }
 
 /// The log.
@@ -87,9 +121,8 @@ impl Audit {
             .open(path)?;
         let writer = Writer {
             file,
-            second: Instant::now(),
-            anonymous: 0,
-            omitted: 0,
+            strangers: Budget::new(),
+            workloads: Budget::new(),
         };
         Ok(Self {
             path: path.to_owned(),
@@ -102,23 +135,28 @@ impl Audit {
         self.append(line, false);
     }
 
-    /// As [`Self::write`], for callers without an identity: bounded in number.
-    pub fn write_anonymous(&self, line: Line) {
+    /// As [`Self::write`], for refusals of callers who hold no role: bounded in number, strangers apart from members.
+    pub fn write_bounded(&self, line: Line) {
         self.append(line, true);
     }
 
-    fn append(&self, mut line: Line, anonymous: bool) {
+    fn append(&self, mut line: Line, bounded: bool) {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        if anonymous {
-            if writer.second.elapsed() >= Duration::from_secs(1) {
-                (writer.second, writer.anonymous) = (Instant::now(), 0);
+        if bounded {
+            // Two budgets: a flood of strangers does not hide what a member was refused.
+            let budget = if line.who == ANONYMOUS {
+                &mut writer.strangers
+            } else {
+                &mut writer.workloads
+            };
+            let Some(omitted) = budget.take() else { return };
+            line.omitted = omitted;
+        }
+        for field in [&mut line.who, &mut line.from, &mut line.object, &mut line.result] {
+            if let Some((end, _)) = field.char_indices().nth(FIELD_MAX) {
+                field.truncate(end);
+                field.push('…');
             }
-            writer.anonymous += 1;
-            if writer.anonymous > ANONYMOUS_PER_SECOND {
-                writer.omitted += 1;
-                return;
-            }
-            line.omitted = std::mem::take(&mut writer.omitted);
         }
         line.time = jiff::Timestamp::now().to_string();
         let written = serde_json::to_string(&line)
@@ -210,9 +248,39 @@ mod tests {
     fn a_flood_of_strangers_is_counted_not_written() {
         let dir = tempfile::tempdir().unwrap();
         let audit = Audit::open(&dir.path().join("audit.log")).unwrap();
-        (0..1000).for_each(|_| audit.write_anonymous(line("enroll")));
+        let stranger = || Line {
+            who: ANONYMOUS.into(),
+            ..line("enroll")
+        };
+        (0..1000).for_each(|_| audit.write_bounded(stranger()));
+        audit.write_bounded(line("a member's"));
         audit.write(line("apply"));
-        assert!(audit.read(0, 0).unwrap().len() <= 2 * ANONYMOUS_PER_SECOND as usize + 1);
-        assert!(audit.writer.lock().unwrap().omitted > 900);
+        assert!(audit.read(0, 0).unwrap().len() <= 2 * BOUNDED_PER_SECOND as usize + 2);
+        assert!(
+            std::fs::read_to_string(&audit.path)
+                .unwrap()
+                .contains("a member's")
+        );
+        assert!(audit.writer.lock().unwrap().strangers.omitted > 900);
+    }
+
+    #[test]
+    fn a_line_is_one_line_and_short_whatever_the_caller_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let audit = Audit::open(&dir.path().join("audit.log")).unwrap();
+        let forged = "x\n{\"who\":\"root\",\"verb\":\"apply\",\"result\":\"ok\"}\u{1b}[2K\u{2028}";
+        audit.write(Line {
+            object: forged.into(),
+            ..line("get")
+        });
+        audit.write(Line {
+            object: "é".repeat(4 << 20),
+            ..line("get")
+        });
+        let text = std::fs::read_to_string(&audit.path).unwrap();
+        assert_eq!(text.lines().count(), 2);
+        assert!(text.len() < 8000 && !text.contains('\u{1b}'));
+        let first: Line = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+        assert_eq!(first.object, forged);
     }
 }

@@ -68,8 +68,8 @@ impl IstioCertificateService for CertificateService {
                 .map_or_else(|status| format!("refused: {}", status.message()), |_| "ok".into()),
             ..Line::default()
         };
-        if line.who == "anonymous" {
-            self.audit.write_anonymous(line)
+        if line.result != "ok" {
+            self.audit.write_bounded(line)
         } else {
             self.audit.write(line)
         }
@@ -86,6 +86,13 @@ impl CertificateService {
         let Caller::Workload { id, device } = caller else {
             return Err(Status::unauthenticated("request authenticate failure"));
         };
+        // A device renews by its device key, where each renewal is counted: by its certificate alone a copy of it could
+        // go on for ever without being noticed.
+        if device.is_some() {
+            return Err(Status::permission_denied(
+                "the certificate of an enrolled device is renewed by tombolo.v1.Enrollment/Renew",
+            ));
+        }
         if reserved_namespace(&id.namespace) {
             return Err(Status::unauthenticated("request authenticate failure"));
         }
@@ -106,7 +113,7 @@ impl CertificateService {
             .unwrap_or_default();
         let issued = self
             .authority
-            .issue(&request.csr, id, *device, ttl, SystemTime::now())
+            .issue(&request.csr, id, None, ttl, SystemTime::now())
             .map_err(|error| match error {
                 CaError::Csr(_) | CaError::Ttl { .. } => Status::invalid_argument(error.to_string()),
                 CaError::Reserved(_) => Status::unauthenticated("request authenticate failure"),

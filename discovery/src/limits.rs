@@ -11,6 +11,10 @@ use std::{
 pub const HALF_OPEN_PER_SOURCE_MAX: usize = 64;
 /// Half-open handshakes in all. Each holds a socket and a ClientHello of at most 16 KiB.
 pub const HALF_OPEN_MAX: usize = 2048;
+/// Connections of one source that are through their handshake without a client certificate.
+pub const NAMELESS_PER_SOURCE_MAX: usize = 256;
+/// And of all sources: hosts that enrol or come back after an absence, and clients with a bearer token.
+pub const NAMELESS_MAX: usize = 4096;
 /// Uses of the private key that one source gets a second.
 const KEY_USES_PER_SECOND: f64 = 100.0;
 /// And at once after a pause.
@@ -26,6 +30,7 @@ const _: () = assert!(
 #[derive(Debug)]
 struct Source {
     half_open: usize,
+    nameless: usize,
     tokens: f64,
     at: Instant,
 }
@@ -34,6 +39,7 @@ struct Source {
 struct Table {
     sources: BTreeMap<IpAddr, Source>,
     half_open: usize,
+    nameless: usize,
 }
 
 /// The limits of one listener. Cheap to clone.
@@ -43,6 +49,13 @@ pub struct Limits(Arc<Mutex<Table>>);
 /// A place among the half-open handshakes, given back on drop.
 #[derive(Debug)]
 pub struct HalfOpen {
+    limits: Limits,
+    source: IpAddr,
+}
+
+/// A place among the connections without a client certificate, given back on drop.
+#[derive(Debug)]
+pub struct Nameless {
     limits: Limits,
     source: IpAddr,
 }
@@ -73,13 +86,14 @@ impl Limits {
         if table.sources.len() >= SOURCES_MAX && !table.sources.contains_key(&key) {
             table
                 .sources
-                .retain(|_, s| s.half_open > 0 || refill(s, now) < KEY_USES_BURST);
+                .retain(|_, s| s.half_open > 0 || s.nameless > 0 || refill(s, now) < KEY_USES_BURST);
             if table.sources.len() >= SOURCES_MAX {
                 return None;
             }
         }
         let source = table.sources.entry(key).or_insert(Source {
             half_open: 0,
+            nameless: 0,
             tokens: KEY_USES_BURST,
             at: now,
         });
@@ -112,6 +126,34 @@ impl HalfOpen {
         source.at = now;
         source.tokens = if tokens >= 1.0 { tokens - 1.0 } else { tokens };
         tokens >= 1.0
+    }
+
+    /// A place for the connection after its handshake, when it has shown no certificate, or `None`: close it.
+    pub fn nameless(&self) -> Option<Nameless> {
+        let mut table = self.limits.table();
+        if table.nameless >= NAMELESS_MAX {
+            return None;
+        }
+        let source = table.sources.get_mut(&self.source)?;
+        if source.nameless >= NAMELESS_PER_SOURCE_MAX {
+            return None;
+        }
+        source.nameless += 1;
+        table.nameless += 1;
+        Some(Nameless {
+            limits: self.limits.clone(),
+            source: self.source,
+        })
+    }
+}
+
+impl Drop for Nameless {
+    fn drop(&mut self) {
+        let mut table = self.limits.table();
+        table.nameless -= 1;
+        if let Some(source) = table.sources.get_mut(&self.source) {
+            source.nameless -= 1;
+        }
     }
 }
 
@@ -157,6 +199,20 @@ mod tests {
                 && limits.admit(ip("2001:db8:0:1::1"), now).is_some()
         );
         drop(held);
+    }
+
+    #[test]
+    fn who_shows_no_certificate_does_not_take_all_connections() {
+        let (limits, now) = (Limits::default(), Instant::now());
+        let held: Vec<_> = (0..NAMELESS_PER_SOURCE_MAX)
+            .map(|_| limits.admit(ip("192.0.2.1"), now).unwrap().nameless().unwrap())
+            .collect();
+        let place = limits.admit(ip("192.0.2.1"), now).unwrap();
+        assert!(place.nameless().is_none());
+        assert!(limits.admit(ip("192.0.2.2"), now).unwrap().nameless().is_some());
+        drop(held);
+        assert!(place.nameless().is_some());
+        assert_eq!(limits.table().nameless, 0);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The TLS listener: accepts, hands connections to the gRPC server, and keeps floods away from the private key.
 
-use crate::limits::{HalfOpen, Limits};
+use crate::limits::{HalfOpen, Limits, Nameless};
 use rustls::ServerConfig;
 use std::{
     fmt, io,
@@ -16,7 +16,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc},
+    sync::mpsc,
 };
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tombolo_identity::Peer;
@@ -25,8 +25,6 @@ use tonic::transport::server::Connected;
 
 /// Whole handshake: connect to the end of TLS.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Handshakes that do their arithmetic at once; more wait. Each costs well under a millisecond.
-const HANDSHAKES_MAX: usize = 64;
 /// Connections that are through their handshake and wait for the gRPC server.
 pub(crate) const ACCEPTED_MAX: usize = 64;
 
@@ -81,12 +79,18 @@ impl Link {
 pub struct Connection<I> {
     io: I,
     link: Link,
+    /// Held as long as the connection.
+    _place: Option<Nameless>,
 }
 
 impl<I> Connection<I> {
     /// Joins the two.
     pub fn new(io: I, link: Link) -> Self {
-        Self { io, link }
+        Self {
+            io,
+            link,
+            _place: None,
+        }
     }
 }
 
@@ -165,7 +169,7 @@ pub async fn run(
     accepted_tx: mpsc::Sender<io::Result<Connection<TlsStream<TcpStream>>>>,
     tasks: TaskGroup,
 ) {
-    let (limits, handshakes) = (Limits::default(), Arc::new(Semaphore::new(HANDSHAKES_MAX)));
+    let limits = Limits::default();
     let stop = tasks.token();
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         let (socket, remote) = match accepted {
@@ -182,13 +186,9 @@ pub async fn run(
             continue;
         };
         let (tls, counters, accepted_tx) = (Arc::clone(&tls), Arc::clone(&counters), accepted_tx.clone());
-        let handshakes = Arc::clone(&handshakes);
         tasks.spawn_until_stopped("TLS handshake", async move {
-            let shaken = tokio::time::timeout(
-                HANDSHAKE_TIMEOUT,
-                handshake(socket, remote, tls, &place, &handshakes),
-            )
-            .await;
+            let shaken =
+                tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(socket, remote, tls, &place)).await;
             drop(place);
             match shaken {
                 Ok(Ok(connection)) => {
@@ -213,12 +213,11 @@ async fn handshake(
     remote: SocketAddr,
     tls: Arc<ServerConfig>,
     place: &HalfOpen,
-    handshakes: &Semaphore,
 ) -> io::Result<Connection<TlsStream<TcpStream>>> {
     socket.set_nodelay(true)?;
-    // The ClientHello first: whoever sends none costs no arithmetic and no place among those who do.
+    // The ClientHello first: whoever sends none costs no arithmetic. Nothing that others need is held while the peer is
+    // waited for; how many handshakes are computed at once is the number of threads.
     let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), socket).await?;
-    let _turn = handshakes.acquire().await.map_err(io::Error::other)?;
     if !place.use_key(Instant::now()) {
         return Err(io::Error::new(
             io::ErrorKind::QuotaExceeded,
@@ -234,11 +233,25 @@ async fn handshake(
         )),
         _ => None,
     };
+    let full = || {
+        io::Error::new(
+            io::ErrorKind::QuotaExceeded,
+            "too many connections without a certificate",
+        )
+    };
+    let nameless = match peer {
+        Some(_) => None,
+        None => Some(place.nameless().ok_or_else(full)?),
+    };
     let link = Link {
         remote: Some(remote),
         exporter: Some(exporter),
         peer,
         local: None,
     };
-    Ok(Connection::new(stream, link))
+    Ok(Connection {
+        io: stream,
+        link,
+        _place: nameless,
+    })
 }

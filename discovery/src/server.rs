@@ -47,11 +47,11 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
 /// A PING that is not answered in this time ends the connection. It only makes a suspect, so it may be short.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_millis(750);
 /// Calls and streams of one connection at once.
-const STREAMS_PER_CONNECTION: u32 = 128;
+const STREAMS_PER_CONNECTION: u32 = 32;
 /// Bytes of the headers of one request; a bearer token is about 1 KiB.
 const HEADERS_MAX: u32 = 32 * 1024;
 /// Bytes of an ADS request: on a reconnect a client names everything it has, about 100 bytes each.
-const ADS_REQUEST_MAX: usize = 64 << 20;
+const ADS_REQUEST_MAX: usize = 16 << 20;
 /// Bytes of a request of somebody who has shown nothing yet.
 const ENROLL_REQUEST_MAX: usize = 256 << 10;
 /// Bytes of a batch from an operator.
@@ -181,9 +181,13 @@ pub async fn start(config: &Config) -> Result<Running> {
     };
 
     // Everything is bound before anything is served: a second discovery fails without having answered anybody.
-    let tcp = listener::bind(config.listen)
-        .await
-        .with_context(|| format!("{} cannot be bound", config.listen))?;
+    let tcp = listener::bind(config.listen).await.with_context(|| {
+        let port = config.listen.port();
+        format!(
+            "{} cannot be bound; ss -ltnp 'sport = {port}' shows who has it",
+            config.listen
+        )
+    })?;
     let address = tcp.local_addr()?;
     make_runtime_dir(&config.admin_socket).with_context(|| format!("{}", config.admin_socket.display()))?;
     let unix = socket::bind(&config.admin_socket)
@@ -230,7 +234,11 @@ pub async fn start(config: &Config) -> Result<Running> {
         .add_service(
             EnrollmentServer::new(EnrollmentService::new(mesh)).max_decoding_message_size(ENROLL_REQUEST_MAX),
         )
-        .add_service(AdminServer::new(AdminService::new(Arc::clone(&admin), remote)));
+        .add_service(
+            // A request is read before anybody can look who sends it.
+            AdminServer::new(AdminService::new(Arc::clone(&admin), remote))
+                .max_decoding_message_size(ENROLL_REQUEST_MAX),
+        );
     let stop = front.token().cancelled_owned();
     front.spawn("gRPC", async move {
         if let Err(error) = router

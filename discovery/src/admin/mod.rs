@@ -62,7 +62,14 @@ impl AdminService {
 
     async fn call<T: Sync>(&self, request: &Request<T>) -> Result<Call, Status> {
         match self.authenticators.caller(request).await {
-            Ok((caller, link)) => Ok(Call { caller, link }),
+            Ok((caller @ Caller::Operator { .. }, link)) => Ok(Call { caller, link }),
+            // At once: who holds no role learns nothing, not even from the form of a refusal what there is.
+            Ok((caller, link)) => {
+                let refusal = Refusal::new(Code::Forbidden, format_args!("{caller} holds no role"));
+                let call = Call { caller, link };
+                self.record(&call, verb_of::<T>(), "Admin", (None, None), Err(&refusal));
+                Err(refusal.into())
+            }
             Err(refusal) => {
                 let call = Call {
                     caller: Caller::Anonymous,
@@ -112,12 +119,20 @@ impl AdminService {
             result: result.map_or_else(|refusal| format!("refused: {refusal}"), |()| "ok".into()),
             ..Line::default()
         };
-        if call.caller == Caller::Anonymous {
-            self.audit().write_anonymous(line)
+        let holds_a_role = matches!(call.caller, Caller::Operator { .. });
+        if !holds_a_role && result.is_err() {
+            self.audit().write_bounded(line)
         } else {
             self.audit().write(line)
         }
     }
+}
+
+/// What a request asks for, by its type: `ListVmsRequest` is `ListVms`.
+fn verb_of<T>() -> &'static str {
+    let name = std::any::type_name::<T>();
+    let name = name.rsplit_once("::").map_or(name, |(_, last)| last);
+    name.strip_suffix("Request").unwrap_or(name)
 }
 
 fn find_kind(name: &str) -> Result<Kind, Refusal> {

@@ -191,7 +191,7 @@ impl Context {
         };
         self.metrics.enrollment(verb, result.is_ok());
         if act.who.is_empty() && result.is_err() {
-            self.audit.write_anonymous(line);
+            self.audit.write_bounded(line);
         } else {
             self.audit.write(line);
         }

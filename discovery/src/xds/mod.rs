@@ -75,6 +75,8 @@ impl AggregatedDiscoveryService for Ads {
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let link = crate::caller::link_of(&request);
         let (caller, link) = self.authenticators.identify(&link, request.metadata()).await?;
+        // Before the first request is read: it may be large.
+        node::known(&caller)?;
         // One place: a response is made when the client has read the one before it.
         let (answers_tx, answers_rx) = mpsc::channel(1);
         let ads = self.clone();

@@ -36,18 +36,24 @@ fn shortened(text: &str) -> String {
     text.chars().take(256).collect()
 }
 
+/// Whoever has an identity of this mesh.
+pub(super) fn known(caller: &Caller) -> Result<(&SpiffeId, Option<DeviceId>), Refusal> {
+    match caller {
+        Caller::Workload { id, device } => Ok((id, *device)),
+        Caller::Operator { .. } | Caller::Anonymous => Err(Refusal {
+            code: None,
+            status: tonic::Code::Unauthenticated,
+            message: "authorization failed: a certificate of this mesh or a bearer token is needed".into(),
+        }),
+    }
+}
+
 /// Admits a client, or says why not.
 ///
 /// Source: istiod's identity check: the namespace must be the caller's, and the service account if one is named. A
 /// device may in addition speak for its own WorkloadEntry only.
 pub(super) fn admit(node: &Node, caller: &Caller, view: &View) -> Result<Client, Refusal> {
-    let Caller::Workload { id, device } = caller else {
-        return Err(Refusal {
-            code: None,
-            status: tonic::Code::Unauthenticated,
-            message: "authorization failed: a certificate of this mesh or a bearer token is needed".into(),
-        });
-    };
+    let (id, device) = known(caller)?;
     let denied = |cause: String| Refusal {
         code: None,
         status: tonic::Code::PermissionDenied,
@@ -81,7 +87,7 @@ pub(super) fn admit(node: &Node, caller: &Caller, view: &View) -> Result<Client,
         Some(device) => {
             let member = view
                 .members
-                .get(device)
+                .get(&device)
                 .ok_or_else(|| Refusal::new(Code::DeviceUnknown, device))?;
             let entry = &member.device.spec.workload_entry;
             if let Some(name) = metadata(node, "NAME")
@@ -105,7 +111,7 @@ pub(super) fn admit(node: &Node, caller: &Caller, view: &View) -> Result<Client,
     });
     Ok(Client {
         id: id.clone(),
-        device: *device,
+        device,
         workload,
         node_id: shortened(&node.id),
         version: metadata(node, "TOMBOLO_VERSION")

@@ -123,6 +123,11 @@ impl Watch {
         self.base.len() + self.told.len()
     }
 
+    /// Names of the client's that are remembered.
+    pub(super) fn remembered(&self) -> usize {
+        self.names.len() + self.told.len()
+    }
+
     pub(super) fn is_wildcard(&self) -> bool {
         self.wildcard
     }

@@ -1,4 +1,5 @@
 use crate::{lab::*, xds::bearer};
+use std::sync::Arc;
 use tombolo_identity::{WorkloadIdentity, generate_csr};
 use tombolo_proto::istio::v1::auth::{
     IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient,
@@ -6,7 +7,7 @@ use tombolo_proto::istio::v1::auth::{
 
 struct Asked<'a> {
     bearer: Option<&'a str>,
-    identity: Option<std::sync::Arc<WorkloadIdentity>>,
+    identity: Option<Arc<WorkloadIdentity>>,
     ttl: i64,
     impersonate: Option<&'a str>,
 }
@@ -75,21 +76,19 @@ async fn the_identity_is_the_callers() {
     assert_eq!((identity.device(), chain.len()), (None, 2), "leaf and root");
     assert_eq!(identity.not_after() - identity.not_before(), 24 * 3600 + 120);
     // A certificate goes before a token, and an expired or foreign token beside it does no harm.
-    let both = Asked {
+    let both = |identity| Asked {
         bearer: Some("nonsense"),
-        identity: host.identity.clone(),
+        identity,
         ..plain()
     };
-    let (identity, _) = ask(&lab, both).await.unwrap();
-    assert_eq!(
-        identity.id().to_string(),
-        "spiffe://mesh.example/ns/shop/sa/catalog"
-    );
-    assert_eq!(
-        identity.device().unwrap().to_string(),
-        host.registration.device_id,
-        "revocation reaches it"
-    );
+    let (legacy, _) = ask(&lab, both(Some(Arc::new(identity)))).await.unwrap();
+    assert_eq!(legacy.id().to_string(), "spiffe://mesh.example/ns/shop/sa/legacy");
+    // A device renews by its device key: its certificate alone would let a clone live on unnoticed.
+    let status = ask(&lab, both(host.identity.clone()))
+        .await
+        .map(drop)
+        .unwrap_err();
+    assert_eq!(status.code(), tonic::Code::PermissionDenied, "{status:?}");
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@
 mod admin;
 mod certificates;
 mod enrolment;
+mod hostile;
 mod lab;
 mod liveness;
 mod xds;
