@@ -13,6 +13,10 @@ use tombolo_identity::{proof, verify_device_signature};
 use tombolo_proto::tombolo::v1 as pb;
 use tombolo_types::{Code, DeviceId};
 
+/// How far a device may be ahead of the store: more renewals than a backup can miss. Whoever has a copy of the device key
+/// could otherwise use up all generations, and not even a readmission would bring the device back.
+const LEAP_MAX: u64 = 1_000_000;
+
 /// What a generation in a request means for what is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
@@ -28,10 +32,15 @@ enum Step {
 /// the stored one moves past all that were ever given out, so that the other copy is the clone from now on.
 fn step(device: &DeviceSpec, generation: u64, key_digest: &str) -> Step {
     if device.csr_digest.is_empty() {
-        return Step::Advance(device.generation.max(generation).saturating_add(1));
+        let most = device.generation.saturating_add(LEAP_MAX);
+        return Step::Advance(device.generation.max(generation.min(most)).saturating_add(1));
     }
     if generation > device.generation {
-        return Step::Advance(generation);
+        return if generation - device.generation > LEAP_MAX {
+            Step::Clone
+        } else {
+            Step::Advance(generation)
+        };
     }
     if generation == device.generation && key_digest == device.csr_digest {
         Step::Repeat
@@ -214,6 +223,8 @@ mod tests {
             (3, "k3", 9, "k9", Step::Advance(9)), // our store was restored from a backup
             (3, "", 2, "k2", Step::Advance(4)),   // readmitted: the other copy, at 3 or 4, is the clone now
             (3, "", 4, "k4", Step::Advance(5)),
+            (3, "k3", u64::MAX, "k9", Step::Clone),
+            (3, "", u64::MAX, "k9", Step::Advance(3 + LEAP_MAX + 1)),
         ] {
             assert_eq!(
                 step(&device(stored, digest), asked, key),

@@ -298,7 +298,7 @@ fn local_targets() {
             service: None,
         };
         let local: IpAddr = local.parse().unwrap();
-        local_target(&delivery, reached.parse().unwrap(), |ip| ip == local)
+        local_target(&delivery, reached.parse().unwrap(), |ip| ip == local.to_canonical())
             .map(|target| target.ip().to_string())
             .map_err(|reject| reject.reason)
     };
