@@ -94,7 +94,8 @@ pub async fn renew(state: &State, live: &Arc<LiveIdentity>, present: bool) -> Re
                 registration.device
             )));
         }
-        registration.generation = pending.generation;
+        // Of a readmitted device discovery moves past every generation that was given out: its number counts.
+        registration.generation = registration.generation.max(pending.generation);
         state.commit(&registration, &identity.chain_pem(), &pending.key_pem, None)?;
         live.set_identity(Arc::new(identity));
         return Ok(registration);

@@ -372,6 +372,14 @@ fn answers_ping(world: &Snapshot, address: IpAddr) -> bool {
         .any(|map| resolve(world, &source, address, map.service_port).is_ok())
 }
 
+/// Wall clock, Unix seconds.
+fn now_unix() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
+}
+
 /// Wakes for changes of the world and of the own identity, and decides again about what is open.
 struct Watch {
     context: Arc<Context>,
@@ -399,6 +407,7 @@ impl Watch {
                         generations = now;
                         self.recheck();
                     }
+                    self.retire();
                 }
                 _ = bytes.tick() => self.context.flows.flush(),
             }
@@ -424,11 +433,15 @@ impl Watch {
         }
     }
 
+    /// Connections of peers that have expired take no new streams.
+    fn retire(&self) {
+        let now = now_unix();
+        self.context.pool.retire(now);
+        self.servers.iter().for_each(|server| server.retire(now));
+    }
+
     fn recheck(&self) {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_secs();
+        let now = now_unix();
         self.context.pool.recheck(now);
         self.servers
             .iter()

@@ -251,6 +251,13 @@ impl Pool {
         self.shared.sweep();
     }
 
+    /// Opens no new streams to peers whose certificate has expired; what runs goes on.
+    pub fn retire(&self, now_unix: u64) {
+        for slot in lock(&self.shared.slots).values_mut() {
+            slot.ready.retain(|pooled| pooled.peer.not_after >= now_unix);
+        }
+    }
+
     /// Connections now.
     pub fn connections(&self) -> usize {
         lock(&self.shared.running).len()

@@ -278,6 +278,18 @@ impl Server {
         }
     }
 
+    /// Takes no new streams from peers whose certificate has expired: what runs goes on, as on any live connection, but
+    /// a peer that nobody renews is out, however long it keeps a connection.
+    pub fn retire(&self, now_unix: u64) {
+        for running in self.shared.running().values() {
+            let accepted = &running.accepted;
+            if accepted.peer.not_after < now_unix && !accepted.control.has(DRAIN) {
+                tracing::info!(peer = %accepted.peer.id, "no new streams: the peer's certificate has expired");
+                accepted.control.set(DRAIN);
+            }
+        }
+    }
+
     /// Accepts no more connections and streams; those that run go on. Peers are told by GOAWAY.
     pub fn drain(&self) {
         self.shared.stop_accepting.cancel();

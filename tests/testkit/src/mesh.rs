@@ -62,21 +62,29 @@ impl Mesh {
     /// When a step fails; the text has the command's output.
     pub fn start(name: &str, options: MeshOptions) -> Result<Self> {
         let mut mesh = Self::prepare(name, options)?;
-        let advertise = mesh.control.at(15012);
+        mesh.found()?;
+        Ok(mesh)
+    }
+
+    /// Founds the mesh on what [`Self::prepare`] made, and starts discovery.
+    ///
+    /// # Errors
+    /// When a step fails; the text has the command's output.
+    pub fn found(&mut self) -> Result<()> {
+        let advertise = self.control.at(15012);
         let mut init = vec![
             "init",
             "--trust-domain",
-            &mesh.options.trust_domain,
+            &self.options.trust_domain,
             "--advertise",
             &advertise,
         ];
-        init.extend(mesh.options.init.iter().map(String::as_str));
-        mesh.control
+        init.extend(self.options.init.iter().map(String::as_str));
+        self.control
             .run("tombolo-discovery", &init)?
             .checked()
             .context("tombolo-discovery init")?;
-        mesh.start_discovery()?;
-        Ok(mesh)
+        self.start_discovery()
     }
 
     /// Makes the lab with the host of discovery, where nothing of ours has run yet.
