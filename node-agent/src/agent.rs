@@ -1,7 +1,7 @@
 use crate::{
     admin,
     config::{AccessLogs, Settings},
-    endpoints, host, notify, status,
+    endpoints, host, names, notify, status,
 };
 use anyhow::Context as _;
 use std::{
@@ -75,6 +75,8 @@ pub(crate) struct Agent {
     pub(crate) obstacle: watch::Sender<Option<Problem>>,
     /// Prefixes captured now.
     pub(crate) captured: watch::Sender<Vec<String>>,
+    /// Whether programs of the host find names of the mesh.
+    pub(crate) names: watch::Sender<names::Verdict>,
     /// Set by the admin API.
     pub(crate) drain: watch::Sender<bool>,
 }
@@ -103,6 +105,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         dataplane: watch::Sender::new(None),
         obstacle: watch::Sender::new(None),
         captured: watch::Sender::new(Vec::new()),
+        names: watch::Sender::new(names::Verdict::Unknown),
         drain: watch::Sender::new(false),
     });
     admin::serve(&agent, &options.run_dir, &tasks)?;
@@ -315,6 +318,7 @@ async fn data_path(
             .map(|(_, prefix)| prefix)
             .collect(),
     );
+    names::follow(agent, options, plan, families, group);
     agent.dataplane.send_replace(Some(Arc::new(dataplane)));
     agent.obstacle.send_replace(None);
     notify::ready();
@@ -328,7 +332,7 @@ async fn data_path(
 }
 
 /// netd's own word where it has one.
-fn netd_problem(error: NetdError) -> Problem {
+pub(crate) fn netd_problem(error: NetdError) -> Problem {
     if let NetdError::Io(error) = &error {
         let mut cause = error.to_string();
         if error.kind() == io::ErrorKind::PermissionDenied {

@@ -11,6 +11,7 @@ mod agent;
 mod config;
 mod endpoints;
 mod host;
+mod names;
 mod notify;
 mod status;
 mod why;

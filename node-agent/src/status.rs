@@ -1,5 +1,6 @@
 use crate::{
     agent::{Agent, Enrolled, Phase},
+    names::Verdict,
     notify,
 };
 use std::sync::Arc;
@@ -40,9 +41,14 @@ pub(crate) fn state(agent: &Agent, findings: &[Problem]) -> &'static str {
         let world = enrolled.world.load();
         world.addresses_synced() && world.policies_synced()
     });
-    if !known || agent.dataplane.borrow().is_none() {
+    let serves = agent.dataplane.borrow().is_some() && *agent.names.borrow() != Verdict::Unknown;
+    // Whom the host asks for names is its administrator's choice: the agent does all of its part.
+    let mut own = findings
+        .iter()
+        .filter(|problem| problem.code != Code::NamesNotAsked);
+    if !known || !serves {
         "Starting"
-    } else if findings.is_empty() {
+    } else if own.next().is_none() {
         "Serving"
     } else {
         "Degraded"
@@ -62,6 +68,9 @@ pub(crate) fn findings(agent: &Agent) -> Vec<Problem> {
         enrolled.problems.clone()
     };
     found.extend(agent.obstacle.borrow().clone());
+    if let Verdict::NotFound(problem) = &*agent.names.borrow() {
+        found.push(problem.clone());
+    }
     let policies_synced = enrolled.world.load().policies_synced();
     found.extend(judged(
         &status,
@@ -200,7 +209,7 @@ pub(crate) fn follow(agent: &Arc<Agent>, tasks: &TaskGroup) {
             return;
         };
         let (mut control, mut dataplane) = (enrolled.control.watch_status(), agent.dataplane.subscribe());
-        let mut health = enrolled.health.subscribe();
+        let (mut health, mut names) = (enrolled.health.subscribe(), agent.names.subscribe());
         let mut last = String::new();
         loop {
             let problems = findings(&agent);
@@ -217,6 +226,7 @@ pub(crate) fn follow(agent: &Arc<Agent>, tasks: &TaskGroup) {
                 changed = control.changed() => changed.is_ok(),
                 changed = dataplane.changed() => changed.is_ok(),
                 changed = health.changed() => changed.is_ok(),
+                changed = names.changed() => changed.is_ok(),
             };
             if !changed {
                 return;

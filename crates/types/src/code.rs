@@ -87,6 +87,7 @@ codes! {
     AgentUnreachable = "0310", Error, "The agent of this host does not answer.", "tombolo up starts it; its log is in journalctl -u tombolo-agent, or in /var/log/tombolo/agent.log where there is no systemd";
     CaptureFailed = "0311", Error, "mesh0, the way into the mesh, cannot be set up.", "journalctl -u tombolo-netd shows what the kernel said; is the module tun there, and no other mesh0?";
     NotAvailable = "0312", Error, "This version cannot do that.", "See the changelog for when it can";
+    NamesNotAsked = "0313", Warning, "This host's resolver does not ask the mesh for names of the mesh.", "Add the line that is named; nothing on the host was changed. More: docs/OPERATIONS.md, names";
     NameUnknown = "0401", Error, "No such name in the mesh.", "tombolo get se -A lists the services; names are <service>.<namespace>.svc.<mesh domain>";
     NameNotResolved = "0402", Error, "The mesh knows the name, but this host does not ask the mesh for it.", "Point the host's resolver at the DNS VIP: docs/OPERATIONS.md, names";
     PortUnknown = "0403", Error, "The service has no such port.", "tombolo describe se NAME lists its ports";

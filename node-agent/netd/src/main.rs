@@ -1,14 +1,19 @@
 //! `tombolo-netd`: the one program on a host of the mesh with CAP_NET_ADMIN.
 //!
-//! It owns the link mesh0, the routes of the mesh's virtual addresses, and nothing else, and does for the agent what
+//! It owns the link mesh0, the routes of the mesh's virtual addresses and what the host's resolver knows of mesh0, and
+//! nothing else, and does for the agent what
 //! the agent may not do itself. It has no input from the network: the agent, which has, is held to six verbs.
 //!
 //! **Invariant:** when it stops, mesh0 and its routes stay, so that calls into the mesh fail at once instead of leaking
 //! to the default route; `revert` (which `tombolo down` and `tombolo leave` ask for) removes them.
 
+mod lookup;
+mod resolved;
+
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand};
-use std::{fs, path::PathBuf, time::Duration};
+use resolved::Resolver;
+use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 use tombolo_capture::{
     netd::{INTERFACE, Mesh0, NetdServer, SOCKET},
     privilege,
@@ -58,8 +63,19 @@ struct Link {
     interface: String,
 }
 
-fn main() -> anyhow::Result<()> {
-    let cli = Cli::parse();
+fn main() -> std::process::ExitCode {
+    match act(Cli::parse()) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            // For people: the sentence and its causes, never a backtrace.
+            use std::io::Write as _;
+            let _ = writeln!(std::io::stderr(), "tombolo-netd: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn act(cli: Cli) -> anyhow::Result<()> {
     let runtime = |program: &dyn Fn(&tokio::runtime::Runtime) -> anyhow::Result<()>| {
         let built = tokio::runtime::Builder::new_current_thread().enable_all().build();
         program(&built.context("the runtime cannot be started")?)
@@ -96,7 +112,8 @@ async fn serve(server: &NetdServer, run: &Run, agent: u32) -> anyhow::Result<()>
     let mut mesh0 = Mesh0::new(&run.link.interface, agent, &tasks).map_err(captured)?;
     mesh0.clean_start().await?;
     tracing::info!(socket = %run.socket.display(), agent, link = run.link.interface, "serves");
-    let serving = server.serve(mesh0, &tasks);
+    let resolver = Resolver::new(&run.link.interface, &tasks);
+    let serving = server.serve_with(mesh0, Some(Arc::new(resolver)), &tasks);
     // Outside of systemd there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     tokio::select! {

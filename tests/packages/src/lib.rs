@@ -9,8 +9,10 @@
 
 mod built;
 mod machine;
+mod upstream;
 mod yard;
 
 pub use built::{Built, build, packaging, revision, workspace};
 pub use machine::Machine;
+pub use upstream::Upstream;
 pub use yard::{Yard, required};

@@ -100,6 +100,11 @@ impl Yard {
         Ok(yard)
     }
 
+    /// Network namespace of the switch.
+    pub(crate) fn hub(&self) -> String {
+        format!("{}-hub", self.prefix)
+    }
+
     /// Boots a machine on the switch.
     ///
     /// # Errors

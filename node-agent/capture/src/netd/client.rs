@@ -1,5 +1,5 @@
 use super::{
-    DnsSettings, Families, GuardRules, NetdError,
+    DnsSettings, Families, GuardRules, HostNames, NetdError,
     message::{Answer, Request, VERSION},
     socket::PacketSocket,
 };
@@ -90,12 +90,19 @@ impl NetdClient {
         self.done(&Request::SetGuard { rules }).await
     }
 
-    /// Points the host's resolver at the mesh for mesh names. Not available in this version.
+    /// Has the host's resolver ask the mesh for names of the mesh, if that can be done without changing a file;
+    /// otherwise says what looks up names here and what an administrator can do.
     ///
     /// # Errors
-    /// With `TMB0312`, always.
-    pub async fn set_dns(&self, settings: DnsSettings) -> Result<(), NetdError> {
-        self.done(&Request::SetDns { settings }).await
+    /// With `TMB0313` when the resolver refuses or the settings are not ones that netd passes on, with `TMB0312` from a
+    /// netd that cannot; when netd is gone.
+    pub async fn set_dns(&self, settings: DnsSettings) -> Result<HostNames, NetdError> {
+        let answer = self.ask(&Request::SetDns { settings }).await?.0;
+        if let Answer::Names { names } = answer {
+            Ok(names)
+        } else {
+            Err(unexpected(&answer))
+        }
     }
 
     /// Removes mesh0 and all that netd did on this host.

@@ -1,4 +1,4 @@
-use super::NetdError;
+use super::{DnsSettings, HostNames, NetdError};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use tombolo_types::{AddressPlan, Code};
@@ -21,10 +21,6 @@ pub struct Families {
 /// Rules of the guard. There are none in this version.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuardRules {}
-
-/// DNS settings of the host. There are none in this version.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DnsSettings {}
 
 /// Address space that is nobody's on the Internet: reserved for future use, private, shared, benchmarking (RFC 1112,
 /// 1918, 6598, 2544; RFC 5180, 4193).
@@ -109,6 +105,8 @@ pub(super) enum Answer {
     Tun,
     /// Done, for these families.
     Families { families: Families },
+    /// What became of the host's DNS settings.
+    Names { names: HostNames },
     /// Not done.
     Refused { code: String, message: String },
 }

@@ -4,19 +4,22 @@
 //! of packets (SOCK_SEQPACKET): one JSON message each way per request, the TUN descriptor beside its answer. The first
 //! message of a connection is `hello` with a version. netd answers root and the agent's user only.
 //!
-//! **Invariant:** netd changes mesh0, routes to it and its own sysctls, and nothing else on the host; `revert` leaves
+//! **Invariant:** netd changes mesh0, routes to it, its own sysctls and the resolver's settings of it, and nothing
+//! else on the host, no file above all; `revert` leaves
 //! none of it.
 
 mod client;
 mod mesh0;
 mod message;
+mod names;
 mod netlink;
 mod server;
 mod socket;
 
 pub use client::NetdClient;
 pub use mesh0::Mesh0;
-pub use message::{DnsSettings, Families, GuardRules};
+pub use message::{Families, GuardRules};
+pub use names::{DnsSettings, HostNames, HostResolver};
 pub use server::NetdServer;
 
 /// Where netd listens.

@@ -1,5 +1,5 @@
 use super::{
-    Mesh0, NetdError,
+    HostResolver, Mesh0, NetdError,
     message::{Answer, Refusal, Request, VERSION},
     socket::{Acceptor, PacketSocket, listen_at},
 };
@@ -56,11 +56,24 @@ impl NetdServer {
         })
     }
 
-    /// Serves until the group stops.
+    /// Serves until the group stops; `set_dns` is refused.
     ///
     /// # Errors
     /// When the socket breaks.
     pub async fn serve(&self, mesh0: Mesh0, tasks: &TaskGroup) -> Result<(), NetdError> {
+        self.serve_with(mesh0, None, tasks).await
+    }
+
+    /// Serves until the group stops, with the host's resolver for `set_dns`.
+    ///
+    /// # Errors
+    /// When the socket breaks.
+    pub async fn serve_with(
+        &self,
+        mesh0: Mesh0,
+        resolver: Option<Arc<dyn HostResolver>>,
+        tasks: &TaskGroup,
+    ) -> Result<(), NetdError> {
         let acceptor = Acceptor::new(self.socket.try_clone()?)?;
         let mesh0 = Arc::new(Mutex::new(mesh0));
         let limit = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -83,8 +96,9 @@ impl NetdServer {
                     continue;
                 };
                 let mesh0 = Arc::clone(&mesh0);
+                let resolver = resolver.clone();
                 tasks.spawn_until_stopped("netd connection", async move {
-                    if let Err(error) = converse(&socket, &mesh0).await {
+                    if let Err(error) = converse(&socket, &mesh0, resolver.as_deref()).await {
                         tracing::debug!(%error, uid, "a connection ended");
                     }
                     drop(permit);
@@ -104,7 +118,11 @@ impl NetdServer {
     }
 }
 
-async fn converse(socket: &PacketSocket, mesh0: &Mutex<Mesh0>) -> io::Result<()> {
+async fn converse(
+    socket: &PacketSocket,
+    mesh0: &Mutex<Mesh0>,
+    resolver: Option<&dyn HostResolver>,
+) -> io::Result<()> {
     let mut greeted = false;
     while let Some((bytes, _)) = socket.receive().await? {
         let (answer, descriptor) = match serde_json::from_slice::<Request>(&bytes) {
@@ -129,7 +147,7 @@ async fn converse(socket: &PacketSocket, mesh0: &Mutex<Mesh0>) -> io::Result<()>
             Ok(_) if !greeted => return Err(io::Error::new(io::ErrorKind::InvalidData, "no hello")),
             Ok(request) => {
                 tracing::info!(?request, "asked");
-                let done = act(request, &mut *mesh0.lock().await).await;
+                let done = act(request, &mut *mesh0.lock().await, resolver).await;
                 done.unwrap_or_else(|refusal| {
                     tracing::warn!(code = %refusal.code, cause = refusal.cause, "refused");
                     (refusal.into(), None)
@@ -144,7 +162,11 @@ async fn converse(socket: &PacketSocket, mesh0: &Mutex<Mesh0>) -> io::Result<()>
     Ok(())
 }
 
-async fn act(request: Request, mesh0: &mut Mesh0) -> Result<(Answer, Option<OwnedFd>), Refusal> {
+async fn act(
+    request: Request,
+    mesh0: &mut Mesh0,
+    resolver: Option<&dyn HostResolver>,
+) -> Result<(Answer, Option<OwnedFd>), Refusal> {
     let unavailable = |what: &str| Refusal {
         code: Code::NotAvailable,
         cause: format!("{what} comes with the packages"),
@@ -161,8 +183,19 @@ async fn act(request: Request, mesh0: &mut Mesh0) -> Result<(Answer, Option<Owne
             Ok((Answer::Done, None))
         }
         Request::SetGuard { .. } => Err(unavailable("the guard")),
-        Request::SetDns { .. } => Err(unavailable("setting the host's DNS")),
+        Request::SetDns { settings } => {
+            let resolver = resolver.ok_or_else(|| unavailable("setting the host's DNS"))?;
+            settings.check()?;
+            let names = resolver.set(&settings).await.map_err(|cause| Refusal {
+                code: Code::NamesNotAsked,
+                cause,
+            })?;
+            Ok((Answer::Names { names }, None))
+        }
         Request::Revert => {
+            if let Some(resolver) = resolver {
+                resolver.revert().await;
+            }
             mesh0.undo().await?;
             Ok((Answer::Done, None))
         }

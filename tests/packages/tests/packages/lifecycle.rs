@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use tombolo_packages::{Machine, Yard, revision};
 
 /// The mesh's discovery, and what is called: a web server on every member.
-struct Mesh {
-    discovery: Machine,
+pub(crate) struct Mesh {
+    pub(crate) discovery: Machine,
 }
 
 /// An application whose answer says which host it is on: systemd hands each connection to a shell.
@@ -18,7 +18,7 @@ const APPLICATION: &str = "[Service]\nStandardInput=socket\nStandardError=journa
     printf \"HTTP/1.0 200 OK\\\\r\\\\n\\\\r\\\\n%%s\" \"$$(cat /etc/hostname)\"'\n";
 
 impl Mesh {
-    fn found(yard: &Yard) -> Result<Self> {
+    pub(crate) fn found(yard: &Yard) -> Result<Self> {
         let discovery = yard.machine("discovery")?;
         discovery.add_repository(revision(1)?)?;
         discovery.apt("install tombolo-discovery")?;
@@ -43,13 +43,13 @@ impl Mesh {
         Ok(Self { discovery })
     }
 
-    fn token(&self, group: &str) -> Result<String> {
+    pub(crate) fn token(&self, group: &str) -> Result<String> {
         self.discovery
             .ok(&format!("tombolo token create -n shop --workload-group {group}"))
     }
 
     /// The virtual address of a service.
-    fn vip(&self, service: &str) -> Result<String> {
+    pub(crate) fn vip(&self, service: &str) -> Result<String> {
         let text = self
             .discovery
             .ok(&format!("tombolo get se {service} -n shop -o json"))?;
@@ -66,7 +66,7 @@ impl Mesh {
     }
 
     /// A member that the application runs on.
-    fn member(&self, yard: &Yard, name: &str, group: &str) -> Result<Machine> {
+    pub(crate) fn member(&self, yard: &Yard, name: &str, group: &str) -> Result<Machine> {
         let vm = self.stranger(yard, name, &[])?;
         let said = vm
             .sh_with("tombolo up -", &self.token(group)?)?
@@ -81,7 +81,7 @@ impl Mesh {
     }
 
     /// A host with the package and the application.
-    fn stranger(&self, yard: &Yard, name: &str, options: &[&str]) -> Result<Machine> {
+    pub(crate) fn stranger(&self, yard: &Yard, name: &str, options: &[&str]) -> Result<Machine> {
         let vm = yard.machine_with(name, options)?;
         vm.write("/etc/systemd/system/application.socket", "0644", SOCKET)?;
         vm.write("/etc/systemd/system/application@.service", "0644", APPLICATION)?;

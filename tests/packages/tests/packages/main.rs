@@ -5,6 +5,7 @@
 mod contents;
 mod install;
 mod lifecycle;
+mod names;
 mod rpm;
 mod scripts;
 
