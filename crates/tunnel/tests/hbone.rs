@@ -614,6 +614,40 @@ async fn a_new_certificate_starts_a_new_connection_and_leaves_streams_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_expired_peer_gets_no_new_streams_and_keeps_those_it_has() {
+    for at_the_server in [true, false] {
+        let w = world().await;
+        let (address, listener) = backend().await;
+        let (mut app, ..) = w.application(address).await;
+        let (mut server, _) = listener.accept().await.unwrap();
+        let retire = |now: u64| {
+            if at_the_server {
+                w.server.retire(now);
+            } else {
+                w.pool.retire(now);
+            }
+        };
+        retire(now_unix());
+        let _same = w.open(address).await.unwrap();
+        assert_eq!(w.pool.connections(), 1, "nobody has expired");
+        retire(u64::MAX);
+        let mut more = Vec::new();
+        let end = Instant::now() + WAIT;
+        while w.pool.connections() < 2 {
+            assert!(
+                Instant::now() < end,
+                "new streams still go over the old connection"
+            );
+            more.push(w.open(address).await);
+        }
+        app.write_all(b"still here").await.unwrap();
+        let mut read = [0; 10];
+        server.read_exact(&mut read).await.unwrap();
+        assert_eq!(&read, b"still here");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_root_that_is_taken_away_cuts_who_hangs_on_it() {
     let w = world().await;
     let (address, _listener) = backend().await;
