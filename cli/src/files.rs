@@ -6,7 +6,7 @@ use std::{
 };
 use tombolo_config::Resource;
 
-/// Largest file: a mesh of 10,000 services in one.
+/// No more is read of standard input: what is larger is refused by its size.
 const FILE_BYTES_MAX: u64 = 64 << 20;
 
 /// `-f FILE|DIR|-`, `-R`.
@@ -70,8 +70,7 @@ impl Files {
 }
 
 fn parse(file: &str, text: &str, namespace: Option<&str>) -> Result<Vec<Resource>, Failure> {
-    let documents: Vec<Value> =
-        serde_saphyr::from_multiple(text).map_err(|error| Failure::plain(format!("{file}: {error}")))?;
+    let documents = tombolo_config::documents(text).map_err(|findings| Failure::findings(file, &findings))?;
     let (mut resources, mut findings) = (Vec::new(), Vec::new());
     for (number, document) in documents.into_iter().enumerate() {
         for mut object in items(document) {
@@ -187,9 +186,12 @@ mod tests {
             problem.cause.contains("x.yaml: ") && problem.cause.contains("spce"),
             "{problem}"
         );
-        assert!(matches!(
-            parse("x.yaml", "a: [", None),
-            Err(Failure::Plain { .. })
-        ));
+        let Err(Failure::Problem(problem)) = parse("x.yaml", "a: 1\nb: [", None) else {
+            panic!("no code")
+        };
+        assert!(
+            problem.cause.starts_with("x.yaml: ") && problem.cause.contains("line 2"),
+            "{problem}"
+        );
     }
 }

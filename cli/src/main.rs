@@ -104,6 +104,7 @@ mod tests {
             "diff -f x.yaml",
             "wait we/a --for=condition=Healthy --timeout 30s -n shop",
             "wait we/a --for=delete",
+            "wait we --all --for=condition=Healthy --timeout 500ms -n shop",
             "wait se/a --for=jsonpath={.status.x}=1",
             "workload-group create catalog -n shop --service-account catalog --port http=80:8080 --port x=1",
             "workload-group create --name catalog -n shop --serviceAccount c --ports http=8080,https=8443 --labels a=b,c=d",

@@ -149,18 +149,26 @@ pub(crate) fn find(program: &str) -> Result<PathBuf, Failure> {
 /// What was started.
 #[derive(Debug, Default)]
 pub(crate) struct Started {
-    children: Vec<(Service, Child)>,
+    /// With the length of the log before it: older lines are about something else.
+    children: Vec<(Service, Child, usize)>,
 }
 
 impl Started {
+    fn spawn(&mut self, layout: &Layout, service: Service, command: Command) -> Result<(), Failure> {
+        let before = fs::metadata(layout.log_file(service)).map_or(0, |log| log.len());
+        let child = spawn(layout, service, command)?;
+        self.children
+            .push((service, child, usize::try_from(before).unwrap_or(0)));
+        Ok(())
+    }
+
     /// A process that has ended already, with the end of its log.
     pub(crate) fn ended(&mut self, layout: &Layout) -> Option<String> {
-        for (service, child) in &mut self.children {
+        for (service, child, before) in &mut self.children {
             if let Ok(Some(status)) = child.try_wait() {
                 let log = fs::read(layout.log_file(*service)).unwrap_or_default();
-                let tail = String::from_utf8_lossy(&log[log.len().saturating_sub(LOG_TAIL)..])
-                    .trim()
-                    .to_owned();
+                let from = log.len().saturating_sub(LOG_TAIL).max(*before).min(log.len());
+                let tail = String::from_utf8_lossy(&log[from..]).trim().to_owned();
                 return Some(format!("{} ended ({status}):\n{tail}", service.program()));
             }
         }
@@ -187,9 +195,7 @@ pub(crate) fn start(layout: &Layout) -> Result<Started, Failure> {
         let mut command = program(Service::Netd)?;
         command.arg("run").arg("--socket").arg(layout.netd_socket());
         command.arg("--agent-user").arg(&layout.agent_user);
-        started
-            .children
-            .push((Service::Netd, spawn(layout, Service::Netd, command)?));
+        started.spawn(layout, Service::Netd, command)?;
     }
     if running(layout, Service::Agent).is_none() {
         let mut command = program(Service::Agent)?;
@@ -198,9 +204,7 @@ pub(crate) fn start(layout: &Layout) -> Result<Started, Failure> {
         command.arg("--run-dir").arg(layout.run_dir.join("agent"));
         command.arg("--netd-socket").arg(layout.netd_socket());
         command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
-        started
-            .children
-            .push((Service::Agent, spawn(layout, Service::Agent, command)?));
+        started.spawn(layout, Service::Agent, command)?;
     }
     Ok(started)
 }

@@ -2,33 +2,34 @@
 
 use std::time::Duration;
 
-/// Reads `90s`, `15m`, `24h`, `7d`, `1h30m`.
+/// Reads `90s`, `500ms`, `15m`, `24h`, `7d`, `1h30m`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is not a duration such as 90s, 15m, 24h or 7d");
-    let (mut total, mut number) = (0u64, String::new());
-    for c in text.chars() {
-        if c.is_ascii_digit() {
-            number.push(c);
-            continue;
-        }
-        let unit = match c {
-            's' => 1,
-            'm' => 60,
-            'h' => 3600,
-            'd' => 86_400,
+    let (mut total, mut rest) = (0u64, text);
+    while !rest.is_empty() {
+        let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        let (number, tail) = rest.split_at(digits);
+        let letters = tail.len() - tail.trim_start_matches(|c: char| c.is_ascii_alphabetic()).len();
+        let (unit, tail) = tail.split_at(letters);
+        let milliseconds = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
             _ => return Err(wrong()),
         };
         let amount: u64 = number.parse().map_err(|_| wrong())?;
         total = amount
-            .checked_mul(unit)
-            .and_then(|s| total.checked_add(s))
+            .checked_mul(milliseconds)
+            .and_then(|ms| total.checked_add(ms))
             .ok_or_else(wrong)?;
-        number.clear();
+        rest = tail;
     }
-    if !number.is_empty() || text.is_empty() {
+    if text.is_empty() {
         return Err(wrong());
     }
-    Ok(Duration::from_secs(total))
+    Ok(Duration::from_millis(total))
 }
 
 /// An age as kubectl writes it: two units at most.
@@ -82,6 +83,7 @@ mod tests {
         ] {
             assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
         }
+        assert_eq!(duration("1s500ms"), Ok(Duration::from_millis(1500)));
         for bad in [
             "",
             "15",

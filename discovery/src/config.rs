@@ -217,7 +217,7 @@ fn is_hbone(port: &u16) -> bool {
 #[non_exhaustive]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("{path} cannot be read: {source}. Next: tombolo-discovery init")]
+    #[error("{path} cannot be read; tombolo-discovery init makes it")]
     Unreadable {
         /// Which.
         path: PathBuf,

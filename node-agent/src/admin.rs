@@ -6,7 +6,7 @@ use nix::unistd::{Gid, Group, Uid, User, geteuid, getgrouplist};
 use std::{
     ffi::CString,
     fs::{self, Permissions},
-    os::unix::fs::PermissionsExt as _,
+    os::unix::{fs::PermissionsExt as _, net::UnixStream},
     path::Path,
     sync::Arc,
 };
@@ -31,7 +31,11 @@ pub(crate) fn serve(agent: &Arc<Agent>, run_dir: &Path, tasks: &TaskGroup) -> an
     fs::create_dir_all(run_dir).with_context(|| format!("{}: cannot be made", run_dir.display()))?;
     let path = run_dir.join("admin.sock");
     let failed = || format!("{}: cannot listen", path.display());
-    // Left by a process that was killed. Two agents cannot run: the state directory is locked.
+    // A second agent must not take the socket of the first: the lock of the state directory comes later.
+    if UnixStream::connect(&path).is_ok() {
+        anyhow::bail!(Code::StateLocked.message(format!("an agent answers at {}", path.display())));
+    }
+    // Left by a process that was killed.
     match fs::remove_file(&path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).with_context(failed),
         _ => {}
@@ -96,7 +100,7 @@ fn admit<T>(request: &Request<T>) -> Result<u32, Status> {
         return Ok(uid.as_raw());
     }
     Err(refused(format!(
-        "only root and the group {GROUP} may ask the agent; you are uid {uid}"
+        "only root and the group {GROUP} may ask the agent; you are uid {uid}: use sudo"
     )))
 }
 

@@ -1,7 +1,7 @@
 use crate::{
     admin,
     config::{AccessLogs, Settings},
-    endpoints, host, names, notify, status,
+    endpoints, names, notify, status,
 };
 use anyhow::Context as _;
 use std::{
@@ -21,7 +21,7 @@ use tombolo_capture::{
 use tombolo_control_client::{
     Control, Health, Inputs, Problem, Restored, State, StateError, backoff::Backoff, probe, restore,
 };
-use tombolo_dataplane::Dataplane;
+use tombolo_dataplane::{Dataplane, StartError};
 use tombolo_identity::LiveIdentity;
 use tombolo_runtime::{Reader, TaskGroup, published, stop_signal};
 use tombolo_snapshot::Snapshot;
@@ -262,15 +262,12 @@ async fn enrolment(options: &Options) -> anyhow::Result<(State, Restored)> {
 }
 
 fn dataplane_settings(settings: &Settings, (ipv4, ipv6): (bool, bool)) -> tombolo_dataplane::Settings {
-    let defaults = tombolo_dataplane::Settings::default();
-    let resolv_conf = std::fs::read_to_string(&defaults.resolv_conf).unwrap_or_default();
     tombolo_dataplane::Settings {
         hbone_listen: settings.hbone_listen.clone(),
         drain: settings.drain(),
-        dns_search: host::search_domains(&resolv_conf),
         ipv4,
         ipv6,
-        ..defaults
+        ..tombolo_dataplane::Settings::default()
     }
 }
 
@@ -302,7 +299,16 @@ async fn data_path(
         .await
         .map_err(|error| failed(&error))?;
     let dataplane = Dataplane::start(inputs(capture, (families.ipv4, families.ipv6)), group).await;
-    let dataplane = dataplane.map_err(|error| failed(&error))?;
+    let dataplane = dataplane.map_err(|error| {
+        let taken =
+            matches!(&error, StartError::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse);
+        let code = if taken {
+            Code::InboundTaken
+        } else {
+            Code::CaptureFailed
+        };
+        Problem::new(code, error)
+    })?;
     // Last: from here on applications are captured.
     netd.set_route(plan, families.ipv4, families.ipv6)
         .await

@@ -42,33 +42,3 @@ pub(crate) fn warn_of_privilege() {
         Err(error) => tracing::debug!(%error, "capabilities are not known"),
     }
 }
-
-/// Search domains of the host's resolver, without dots at the ends; the last `search` or `domain` line counts.
-///
-/// Source: resolv.conf(5).
-pub(crate) fn search_domains(resolv_conf: &str) -> Vec<String> {
-    let mut domains = Vec::new();
-    for line in resolv_conf.lines() {
-        let mut words = line.split_whitespace();
-        if matches!(words.next(), Some("search" | "domain")) {
-            let names = words.map(|domain| domain.trim_matches('.').to_ascii_lowercase());
-            domains = names.filter(|domain| !domain.is_empty()).collect();
-        }
-    }
-    domains
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn search_lines() {
-        assert_eq!(
-            search_domains("nameserver 1.1.1.1\nsearch a.example B.example.\n"),
-            ["a.example", "b.example"]
-        );
-        assert_eq!(search_domains("search x\ndomain y\n# search z\n"), ["y"]);
-        assert!(search_domains("search .\n").is_empty() && search_domains("").is_empty());
-    }
-}

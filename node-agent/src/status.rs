@@ -106,8 +106,12 @@ fn judged(status: &ControlStatus, health: &Health, policies_synced: bool, now_un
         } else {
             Code::CertificateExpiring
         };
-        found.push(Problem::new(code, &problem.cause));
+        // Without its keys it does not renew by itself, as these would say.
+        if problem.code != Code::StateLost {
+            found.push(Problem::new(code, &problem.cause));
+        }
     }
+    found.extend(status.snapshot_problem.clone());
     if !policies_synced {
         found.push(Problem::new(Code::NoPolicyYet, ""));
     }

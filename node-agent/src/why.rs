@@ -88,7 +88,12 @@ pub(crate) async fn walk(agent: &Agent, host: &str, port: u16) -> Result<WhyResp
         Ok(_) => Ok(Vec::new()),
         Err(_) => look_up(&host, port).await,
     };
-    let Some(vip) = name(&mut walk, &world, &host, &resolved) else {
+    let dataplane = agent.dataplane.borrow().clone();
+    let obstacle = dataplane.is_none().then(|| {
+        let known = agent.obstacle.borrow().clone();
+        known.unwrap_or_else(|| Problem::new(Code::NetdUnreachable, "the data path has not started yet"))
+    });
+    let Some(vip) = name(&mut walk, &world, &host, &resolved, obstacle.as_ref()) else {
         return Ok(walk.finish());
     };
     let Some(service) = virtual_address(&mut walk, &world, vip, port) else {
@@ -108,12 +113,11 @@ pub(crate) async fn walk(agent: &Agent, host: &str, port: u16) -> Result<WhyResp
     let Some(destination) = usable(&mut walk, &endpoints) else {
         return Ok(walk.finish());
     };
-    let dataplane = agent.dataplane.borrow().clone();
-    let Some(dataplane) = dataplane else {
-        let obstacle = agent.obstacle.borrow().clone();
-        let problem = obstacle
-            .unwrap_or_else(|| Problem::new(Code::NetdUnreachable, "the data path has not started yet"));
+    if let Some(problem) = obstacle {
         walk.broken(problem.code, problem.cause, None);
+        return Ok(walk.finish());
+    }
+    let Some(dataplane) = dataplane else {
         return Ok(walk.finish());
     };
     let results = timeout(PROBE_TIMEOUT, dataplane.probe(destination))
@@ -150,6 +154,7 @@ fn name(
     world: &Snapshot,
     host: &str,
     resolved: &Result<Vec<IpAddr>, String>,
+    obstacle: Option<&Problem>,
 ) -> Option<IpAddr> {
     if let Ok(address) = host.parse() {
         walk.skip("an address was given");
@@ -192,6 +197,11 @@ fn name(
         Some(vip) => {
             walk.ok(format!("{host} is {vip}, and this host's resolver says so"));
             Some(*vip)
+        }
+        None if let Some(obstacle) = obstacle => {
+            let cause = format!("{}; without it nobody answers for {host} here", obstacle.cause);
+            walk.broken(obstacle.code, cause, None);
+            None
         }
         None => {
             walk.broken(
@@ -464,9 +474,10 @@ fn refused(walk: &mut Walk, world: &Snapshot, result: &ProbeResult, status: u16)
         .as_ref()
         .map_or_else(String::new, |peer| format!(": {peer}"));
     walk.ok(format!("{name} answers{who}"));
+    // By address: an endpoint written in a ServiceEntry is another record of the same host.
     let own = world
         .own_workload()
-        .is_some_and(|own| own.uid == result.candidate.workload.uid);
+        .is_some_and(|own| own.addresses.contains(&address.ip()));
     let port = address.port();
     let declared = world
         .exposure()

@@ -122,7 +122,7 @@ fn vip() -> IpAddr {
 fn hops(world: &Snapshot, host: &str, port: u16, resolved: Result<Vec<IpAddr>, String>) -> String {
     let mut walk = Walk::default();
     let me: SpiffeId = "spiffe://mesh.example/ns/shop/sa/webapp".parse().unwrap();
-    if let Some(vip) = name(&mut walk, world, host, &resolved)
+    if let Some(vip) = name(&mut walk, world, host, &resolved, None)
         && let Some(service) = virtual_address(&mut walk, world, vip, port)
     {
         let endpoints = Endpoints::of(world, &service, vip, port);

@@ -7,6 +7,7 @@ use crate::{
 };
 use serde_json::{Value, json};
 use std::process::ExitCode;
+use tombolo_types::Code;
 
 /// List objects.
 #[derive(Debug, clap::Args)]
@@ -35,10 +36,18 @@ pub(crate) async fn run(args: &Args, sockets: &Sockets) -> Result<ExitCode, Fail
         ));
     }
     let mut admin = sockets.admin().await?;
-    let mut groups = Vec::new();
+    let (mut groups, mut missing) = (Vec::new(), Vec::new());
     for Target { kind, name } in &targets {
         let found = match name {
-            Some(name) => vec![objects::get(&mut admin, *kind, args.namespaces.filter(), name).await?],
+            Some(name) => match objects::get(&mut admin, *kind, args.namespaces.filter(), name).await {
+                Ok(object) => vec![object],
+                // The others are shown all the same.
+                Err(failure) if failure.code() == Some(Code::NotFound) && targets.len() > 1 => {
+                    missing.push(failure);
+                    continue;
+                }
+                Err(failure) => return Err(failure),
+            },
             None => objects::list(&mut admin, *kind, args.namespaces.filter()).await?,
         };
         let found = found.into_iter().filter(|object| selects(&args.selector, object));
@@ -68,9 +77,11 @@ pub(crate) async fn run(args: &Args, sockets: &Sockets) -> Result<ExitCode, Fail
                 }
             }
         }
+        Format::Table | Format::Wide if groups.is_empty() && !missing.is_empty() => {}
         Format::Table | Format::Wide => tables(args, &groups),
     }
-    Ok(ExitCode::SUCCESS)
+    let codes: Vec<_> = missing.iter().map(Failure::report).collect();
+    Ok(codes.first().copied().unwrap_or(ExitCode::SUCCESS))
 }
 
 fn tables(args: &Args, groups: &[(tombolo_config::Kind, Vec<Value>)]) {

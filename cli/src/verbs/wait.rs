@@ -1,7 +1,7 @@
 use super::Namespace;
 use crate::{
     failure::Failure,
-    objects::{self, at},
+    objects::{self, Target, at},
     output,
     sockets::Sockets,
     text,
@@ -110,6 +110,9 @@ pub(crate) struct Args {
     words: Vec<String>,
     #[command(flatten)]
     namespace: Namespace,
+    /// All objects of the kind in the namespace, as they are now.
+    #[arg(long)]
+    all: bool,
     /// condition=TYPE[=STATUS], delete, or jsonpath={.PATH}[=VALUE].
     #[arg(long = "for", value_name = "WHAT")]
     condition: For,
@@ -121,10 +124,27 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: &Args, sockets: &Sockets) -> Result<ExitCode, Failure> {
     let deadline = Instant::now() + args.timeout;
     let mut admin = sockets.admin().await?;
+    let mut targets = Vec::new();
     for target in objects::targets(&args.words)? {
-        let Some(name) = &target.name else {
-            return Err(Failure::usage("a name is missing"));
-        };
+        match &target.name {
+            Some(_) if args.all => return Err(Failure::usage("--all and a name exclude each other")),
+            Some(_) => targets.push(target),
+            None if args.all => {
+                let found = objects::list(&mut admin, target.kind, args.namespace.or_default()).await?;
+                targets.extend(found.iter().map(|object| Target {
+                    kind: target.kind,
+                    name: Some(at(object, "/metadata/name").to_owned()),
+                }));
+            }
+            None => {
+                return Err(Failure::usage(
+                    "a name is missing; --all waits for all of the kind in the namespace",
+                ));
+            }
+        }
+    }
+    for target in targets {
+        let Some(name) = &target.name else { continue };
         loop {
             let object = match objects::get(&mut admin, target.kind, args.namespace.or_default(), name).await
             {
@@ -148,7 +168,7 @@ pub(crate) async fn run(args: &Args, sockets: &Sockets) -> Result<ExitCode, Fail
                     ""
                 };
                 let title = objects::title(target.kind, name);
-                let text = format!("{title}: not so within {} s{missing}", args.timeout.as_secs());
+                let text = format!("{title}: not so within {:?}{missing}", args.timeout);
                 return Err(Failure::Plain {
                     exit: crate::failure::TIMEOUT,
                     text,

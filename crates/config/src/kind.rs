@@ -175,7 +175,13 @@ impl fmt::Display for UnknownKind {
         write!(f, "there is no kind {:?}", self.name)?;
         match &self.nearest {
             Some(nearest) => write!(f, "; did you mean {nearest}?"),
-            None => Ok(()),
+            None => {
+                let known = Kind::ALL.into_iter().filter(|kind| !kind.is_internal());
+                let known: Vec<_> = known
+                    .map(|kind| format!("{} ({})", kind.plural(), kind.short()))
+                    .collect();
+                write!(f, "; known are {}", known.join(", "))
+            }
         }
     }
 }

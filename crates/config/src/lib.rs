@@ -32,6 +32,7 @@ pub use read::read_documents;
 pub use resource::Resource;
 pub use security::{Action, AuthorizationPolicySpec, LabelSelector, MtlsMode, PeerAuthenticationSpec};
 pub use tombolo::{DeviceSpec, GroupOptions, JoinTokenSpec, JoinTokenStatus, Revoked, annotation};
+pub use yaml::documents;
 
 use serde_json::Value;
 

@@ -29,6 +29,8 @@ use tonic::{Status, Streaming};
 
 /// Changes are written to disk at most so often: a churn of thousands of endpoints is a few writes.
 const PERSIST_DEBOUNCE: Duration = Duration::from_millis(500);
+/// A snapshot that the disk did not take is written again.
+const PERSIST_RETRY: Duration = Duration::from_secs(2);
 /// From the request for a stream to its first answer; a big mesh is compiled before it answers.
 const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// A stream that ended well sooner than this was not routine: the next attempt waits as after an error.
@@ -66,25 +68,23 @@ pub fn restore(state: &State) -> Result<Option<Restored>, Problem> {
     let mut problems = Vec::new();
     let roots = state.roots()?.unwrap_or_default();
     let own = TrustBundle::from_pem(registration.trust_domain.clone(), &roots)
-        .map_err(|error| Problem::new(Code::StateUnusable, format!("roots.pem: {error}")))?;
-    let identity = match state
-        .identity()
-        .map_err(|error| error.to_string())
-        .and_then(|pair| {
-            let Some((chain, key)) = pair else {
-                return Err("there is no certificate".to_owned());
-            };
-            WorkloadIdentity::from_pem(&chain, &key).map_err(|error| error.to_string())
-        }) {
-        Ok(identity) => Some(Arc::new(identity)),
-        Err(cause) => {
+        .map_err(|error| Problem::new(Code::StateLost, format!("roots.pem: {error}")))?;
+    let identity = match state.identity() {
+        Ok(None) => Err("it is not there; it will be renewed".to_owned()),
+        Ok(Some((chain, key))) => WorkloadIdentity::from_pem(&chain, &key).map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    let identity = identity
+        .map_err(|cause| {
+            let kept = state.set_aside_identity();
+            let kept = kept.map_or_else(|_| String::new(), |kept| format!("; kept as {}", kept.display()));
             problems.push(Problem::new(
                 Code::StateCorrupt,
-                format!("identity.pem: {cause}; it will be renewed"),
+                format!("identity.pem: {cause}{kept}"),
             ));
-            None
-        }
-    };
+        })
+        .ok()
+        .map(Arc::new);
     let live = LiveIdentity::new(identity, vec![Arc::new(own)]);
     let empty = || Snapshot::empty(registration.plan, registration.own());
     let mut snapshot_unix_ms = state.snapshot_unix_ms();
@@ -196,7 +196,7 @@ impl Control {
             publisher,
             health,
             registration: registration.clone(),
-            status: status_tx,
+            status: status_tx.clone(),
             version,
         };
         tasks.spawn_until_stopped("certificate renewal", certificates.run());
@@ -204,7 +204,7 @@ impl Control {
         let stop = tasks.token();
         tasks.spawn(
             "snapshot file",
-            persist(state, world, async move { stop.cancelled().await }),
+            persist(state, world, status_tx, async move { stop.cancelled().await }),
         );
         Self { status, registration }
     }
@@ -231,23 +231,43 @@ impl Control {
 }
 
 /// Writes the snapshot after changes, and what is left to write when the group stops.
-async fn persist(state: Arc<State>, mut world: Reader<Snapshot>, stop: impl Future<Output = ()>) {
+async fn persist(
+    state: Arc<State>,
+    mut world: Reader<Snapshot>,
+    status: watch::Sender<ControlStatus>,
+    stop: impl Future<Output = ()>,
+) {
     let mut stop = std::pin::pin!(stop);
-    let mut stopped = false;
+    let (mut stopped, mut failed) = (false, false);
     while !stopped {
         tokio::select! {
             changed = world.changed() => stopped = changed.is_none(),
+            () = tokio::time::sleep(PERSIST_RETRY), if failed => {}
             () = &mut stop => return,
         }
-        tokio::select! {
-            () = tokio::time::sleep(PERSIST_DEBOUNCE) => {}
-            () = &mut stop => stopped = true,
+        if !stopped {
+            tokio::select! {
+                () = tokio::time::sleep(PERSIST_DEBOUNCE) => {}
+                () = &mut stop => stopped = true,
+            }
         }
         let (snapshot, state) = (world.load(), Arc::clone(&state));
         let saved = tokio::task::spawn_blocking(move || state.save_snapshot(&snapshot.encode())).await;
-        if let Ok(Err(error)) = saved {
-            tracing::warn!(%error, "the snapshot was not stored; a restart without discovery would serve an older one");
+        let problem = saved.ok().and_then(Result::err).map(|error| {
+            let text = "the snapshot is not stored, and a restart without discovery would serve an older one";
+            Problem::new(error.problem().code, format!("{text}: {error}"))
+        });
+        if let Some(problem) = &problem
+            && !failed
+        {
+            tracing::warn!("{problem}");
         }
+        failed = problem.is_some();
+        status.send_if_modified(|status| {
+            let changed = status.snapshot_problem != problem;
+            status.snapshot_problem = problem;
+            changed
+        });
     }
 }
 

@@ -209,9 +209,8 @@ impl Enroller {
 
     async fn redeem(&self, state: &State, claims: Claims) -> Result<Registration, Problem> {
         let device = match state.device_key()? {
-            Some(pem) => {
-                DeviceKey::from_pem(&pem).map_err(|error| Problem::new(Code::StateUnusable, error))?
-            }
+            Some(pem) => DeviceKey::from_pem(&pem)
+                .map_err(|error| Problem::new(Code::StateLost, format!("device.key: {error}")))?,
             None => {
                 let device =
                     DeviceKey::generate().map_err(|error| Problem::new(Code::StateUnusable, error))?;
@@ -277,9 +276,8 @@ pub(crate) fn new_key() -> Result<(zeroize::Zeroizing<String>, String), Problem>
 pub(crate) fn device_key(state: &State) -> Result<DeviceKey, Problem> {
     let pem = state
         .device_key()?
-        .ok_or_else(|| Problem::new(Code::StateUnusable, "the device key is missing"))?;
-    DeviceKey::from_pem(&pem)
-        .map_err(|error| Problem::new(Code::StateUnusable, format!("device.key: {error}")))
+        .ok_or_else(|| Problem::new(Code::StateLost, "the device key is missing"))?;
+    DeviceKey::from_pem(&pem).map_err(|error| Problem::new(Code::StateLost, format!("device.key: {error}")))
 }
 
 /// Deregisters this host's device. The state directory is not touched: wipe it afterwards.
@@ -293,7 +291,7 @@ pub async fn leave(state: &State) -> Result<(), Problem> {
     let device = device_key(state)?;
     let roots = state.roots()?.unwrap_or_default();
     let bundle = TrustBundle::from_pem(registration.trust_domain.clone(), &roots)
-        .map_err(|error| Problem::new(Code::StateUnusable, format!("roots.pem: {error}")))?;
+        .map_err(|error| Problem::new(Code::StateLost, format!("roots.pem: {error}")))?;
     let live = LiveIdentity::new(None, vec![Arc::new(bundle)]);
     let discovery = SpiffeId::discovery(registration.trust_domain.clone());
     let mut last = Problem::new(Code::Unreachable, "no endpoint is known");

@@ -70,7 +70,8 @@ impl StateError {
     pub fn problem(&self) -> crate::Problem {
         let code = match self {
             Self::Locked { .. } => Code::StateLocked,
-            Self::Damaged { .. } | Self::Io { .. } | Self::DeviceKeyExists { .. } => Code::StateUnusable,
+            Self::Damaged { .. } => Code::StateLost,
+            Self::Io { .. } | Self::DeviceKeyExists { .. } => Code::StateUnusable,
         };
         crate::Problem::new(code, self)
     }
@@ -189,11 +190,11 @@ impl State {
             }
             Err((_, errno)) => return Err(io("locking", errno.into())),
         };
-        let written = lock
+        // The number is for a message only: with a full disk the host serves what it has.
+        let _ = lock
             .set_len(0)
             .and_then(|()| lock.rewind())
             .and_then(|()| writeln!(*lock, "{}", std::process::id()));
-        written.map_err(|source| io("writing", source))?;
         Ok(Self {
             dir: dir.to_owned(),
             lock: Some(lock),
@@ -378,7 +379,9 @@ impl State {
     /// When a file cannot be removed.
     pub fn wipe(&self) -> Result<(), StateError> {
         FILES.into_iter().try_for_each(|name| self.remove(name))?;
-        self.remove(&format!("{SNAPSHOT}.bad"))?;
+        for name in [SNAPSHOT, IDENTITY] {
+            self.remove(&format!("{name}.bad"))?;
+        }
         // The lock itself is held until this value is dropped; its file goes now, so that nothing is left.
         self.remove(LOCK)
     }
@@ -413,7 +416,19 @@ impl State {
     /// # Errors
     /// When it cannot be renamed.
     pub fn set_aside_snapshot(&self) -> Result<PathBuf, StateError> {
-        let (from, to) = (self.dir.join(SNAPSHOT), self.dir.join(format!("{SNAPSHOT}.bad")));
+        self.set_aside(SNAPSHOT)
+    }
+
+    /// Keeps an unreadable certificate beside the place of the next one, and says where.
+    ///
+    /// # Errors
+    /// When it cannot be renamed.
+    pub fn set_aside_identity(&self) -> Result<PathBuf, StateError> {
+        self.set_aside(IDENTITY)
+    }
+
+    fn set_aside(&self, name: &str) -> Result<PathBuf, StateError> {
+        let (from, to) = (self.dir.join(name), self.dir.join(format!("{name}.bad")));
         match fs::rename(&from, &to) {
             Ok(()) => Ok(to),
             Err(source) => Err(StateError::Io {
@@ -480,7 +495,10 @@ impl State {
             .write_all(bytes)
             .and_then(|()| give_to_owner(&self.dir, &file))
             .and_then(|()| file.sync_all());
-        written.map_err(|source| io("writing", source))?;
+        written.map_err(|source| {
+            let _ = fs::remove_file(&part); // on a full disk it would take room for nothing
+            io("writing", source)
+        })?;
         self.step().map_err(|source| io("renaming", source))?;
         fs::rename(&part, &path)
             .and_then(|()| self.sync())

@@ -15,6 +15,8 @@ pub struct ControlStatus {
     pub stream_problem: Option<Problem>,
     /// Why the last attempt to renew failed; none after a success.
     pub renewal_problem: Option<Problem>,
+    /// Why the snapshot on disk is not the one in force; none after a success.
+    pub snapshot_problem: Option<Problem>,
     /// Unix seconds at which the certificate expires; 0: there is none.
     pub certificate_not_after: u64,
     /// Unix seconds at which its renewal is due.

@@ -65,6 +65,11 @@ pub struct AccessEntry<'a> {
     pub policy: &'a str,
 }
 
+/// A field without a value is not written.
+fn known(text: &str) -> Option<&str> {
+    (!text.is_empty()).then_some(text)
+}
+
 /// Writes one line a connection, as a `tracing` event of target `access`: so it is text, JSON or journal fields as the
 /// log is. Refused and failed connections always, others by setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,22 +105,22 @@ impl AccessLog {
                 tracing::$level!(
                     target: "access",
                     direction = entry.direction.as_str(),
-                    src_identity = entry.source.identity,
-                    src_workload = entry.source.workload,
-                    src_namespace = entry.source.namespace,
+                    src_identity = known(entry.source.identity),
+                    src_workload = known(entry.source.workload),
+                    src_namespace = known(entry.source.namespace),
                     src_address = entry.source.address.map(tracing::field::display),
-                    dst_identity = entry.destination.identity,
-                    dst_workload = entry.destination.workload,
-                    dst_namespace = entry.destination.namespace,
+                    dst_identity = known(entry.destination.identity),
+                    dst_workload = known(entry.destination.workload),
+                    dst_namespace = known(entry.destination.namespace),
                     dst_address = entry.destination.address.map(tracing::field::display),
-                    dst_service = entry.service,
+                    dst_service = known(entry.service),
                     bytes_sent = entry.bytes_sent,
                     bytes_received = entry.bytes_received,
                     duration_ms = u64::try_from(entry.duration.as_millis()).unwrap_or(u64::MAX),
                     response_flags = entry.flags,
-                    reason = entry.reason,
-                    detail = entry.detail,
-                    policy = entry.policy,
+                    reason = known(entry.reason),
+                    detail = known(entry.detail),
+                    policy = known(entry.policy),
                     $message
                 )
             };
@@ -207,6 +212,21 @@ mod tests {
             r#""response_flags":"-""#,
         ] {
             assert!(line.contains(part), "{part} in {line}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_written() {
+        let line = written(AccessLog::new(true), "-");
+        for name in [
+            "dst_identity",
+            "dst_service",
+            "dst_address",
+            "reason",
+            "detail",
+            "policy",
+        ] {
+            assert!(!line.contains(name), "{name} in {line}");
         }
     }
 

@@ -102,6 +102,8 @@ codes! {
     StateLocked = "0503", Error, "Another process uses the agent's state directory.", "tombolo down stops the agent; then run the command again";
     ConfigInvalid = "0504", Error, "A configuration file is not valid.", "Correct the key that is named; tombolo config show prints what is in force and where it comes from";
     EndpointTaken = "0505", Warning, "Metrics or readiness are not served: their port is taken on this host.", "Set metrics_listen, readiness_listen or debug_listen in the configuration file; an agent and discovery on one host need two readiness ports";
+    InboundTaken = "0506", Error, "The port on which other hosts of the mesh call this one is taken.", "ss -ltnp shows which program has it (another agent, Envoy or ztunnel?): stop that program; this one tries again by itself";
+    StateLost = "0507", Error, "A file that this host cannot do without is damaged.", "Put it back from a copy, or: tombolo leave --force, then tombolo up with a new token";
     BrakeEngaged = "0601", Warning, "Many members turned suspect at once; nobody is taken out by suspicion.", "Check the network of discovery; members that are really dead are still taken out by callers";
     StartGrace = "0602", Info, "Discovery has just started; nobody is taken out by suspicion yet.", "Nothing to do: it ends after 20 s";
 }

@@ -58,7 +58,7 @@ impl Member {
         }
         match &self.report {
             Some(report) if !report.healthy => {
-                return made("Unhealthy", Code::ProbeFailing.message(&report.message));
+                return made("Unhealthy", coded(&report.message));
             }
             None if self.awaits_report => return made("Unhealthy", "its probe has not reported yet".into()),
             _ => {}
@@ -77,6 +77,14 @@ impl Member {
     /// True while its control stream is up.
     pub fn is_connected(&self) -> bool {
         self.standing == Some(Standing::Connected)
+    }
+}
+
+/// What an agent said, under the code that it gave; without one it is what its probe has found.
+fn coded(message: &str) -> String {
+    match message.split_once(' ') {
+        Some((code, _)) if Code::find(code).is_some() => message.to_owned(),
+        _ => Code::ProbeFailing.message(message),
     }
 }
 
@@ -115,5 +123,21 @@ impl View {
     pub fn member_of_entry(&self, namespace: &str, entry: &str) -> Option<&Arc<Member>> {
         self.members
             .get(self.by_entry.get(&(namespace.to_owned(), entry.to_owned()))?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_keeps_the_code_that_it_has() {
+        let own = Code::ProbeRefused.message("exec");
+        assert_eq!(coded(&own), own);
+        assert_eq!(
+            coded("connection refused"),
+            Code::ProbeFailing.message("connection refused")
+        );
+        assert!(coded("TMB9999 x").starts_with("TMB0306 "), "no code of ours");
     }
 }

@@ -224,6 +224,10 @@ pub(super) fn service_entry(findings: &mut Findings, object: &Object<ServiceEntr
             findings.error(format!("spec.subjectAltNames[{index}]"), "is empty");
         }
     }
+    // Of a resource that is right in itself.
+    if findings.0.iter().all(|finding| finding.warning) && !spec.ports.is_empty() {
+        unreached(findings, spec);
+    }
 }
 
 fn service_ports(findings: &mut Findings, spec: &ServiceEntrySpec) {
@@ -260,6 +264,33 @@ fn service_ports(findings: &mut Findings, spec: &ServiceEntrySpec) {
     }
     if spec.ports.is_empty() {
         findings.warn("spec.ports", "without a port nothing can connect");
+    }
+}
+
+/// What is valid for others, and that no VM gets through to.
+fn unreached(findings: &mut Findings, spec: &ServiceEntrySpec) {
+    match spec.resolution {
+        Resolution::None if spec.addresses.is_empty() => findings.warn(
+            "spec.resolution",
+            "NONE without addresses: its hosts get no virtual address and VMs cannot call them by name",
+        ),
+        Resolution::Dns | Resolution::DnsRoundRobin | Resolution::DynamicDns
+            if spec.workload_selector.is_none()
+                && !spec
+                    .endpoints
+                    .iter()
+                    .any(|endpoint| endpoint.address.parse::<std::net::IpAddr>().is_ok()) =>
+        {
+            findings.warn(
+                "spec.resolution",
+                "agents do not look endpoints up: VMs cannot call its hosts through the mesh",
+            );
+        }
+        Resolution::None
+        | Resolution::Static
+        | Resolution::Dns
+        | Resolution::DnsRoundRobin
+        | Resolution::DynamicDns => {}
     }
 }
 
@@ -479,6 +510,18 @@ mod tests {
             &[],
         );
         service(json!({"hosts": []}), &["spec.hosts: needs at least one host"]);
+        service(
+            json!({"hosts": ["a.b"]}),
+            &[
+                "warning: spec.resolution: NONE without addresses: its hosts get no virtual address and VMs cannot call them by name",
+            ],
+        );
+        let unreached = "warning: spec.resolution: agents do not look endpoints up: VMs cannot call its hosts through the mesh";
+        service(json!({"hosts": ["a.b"], "resolution": "DNS"}), &[unreached]);
+        service(
+            json!({"hosts": ["a.b"], "resolution": "DNS", "endpoints": [{"address": "10.0.0.1"}]}),
+            &[],
+        );
         service(json!({}), &["spec.hosts: is required"]);
         service(
             json!({"hosts": ["*", "a", "A.", "b_c"]}),

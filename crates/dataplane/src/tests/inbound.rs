@@ -298,9 +298,11 @@ fn local_targets() {
             service: None,
         };
         let local: IpAddr = local.parse().unwrap();
-        local_target(&delivery, reached.parse().unwrap(), |ip| ip == local.to_canonical())
-            .map(|target| target.ip().to_string())
-            .map_err(|reject| reject.reason)
+        local_target(&delivery, reached.parse().unwrap(), |ip| {
+            ip == local.to_canonical()
+        })
+        .map(|target| target.ip().to_string())
+        .map_err(|reject| reject.reason)
     };
     assert_eq!(
         target("10.0.0.2", "10.0.0.2", "10.0.0.2", false),

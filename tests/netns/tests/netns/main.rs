@@ -2,6 +2,7 @@
 //!
 //! One binary, one module per concern. Each test makes its own lab and removes it. Needs root and the release build.
 
+mod commands;
 mod enrolment;
 mod hostile;
 mod lab;
@@ -11,6 +12,7 @@ mod policy;
 mod survival;
 mod time;
 mod traffic;
+mod visible;
 
 use std::time::Duration;
 use tombolo_testkit::{Mesh, MeshOptions, Vm};
