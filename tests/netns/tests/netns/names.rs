@@ -41,6 +41,8 @@ fn mesh_names_are_answered_and_others_never_notice() -> Result<()> {
     a.host.signal_all("tombolo-agent", Signal::SIGKILL)?;
     wait_for("the agent to be gone", PATIENCE, || {
         ensure!(a.host.pids_of("tombolo-agent")?.is_empty());
+        // Its memory goes before its descriptors: until the kernel has closed the device, a SYN still goes into it.
+        ensure!(a.host.sh("ip -o link show mesh0")?.stdout.contains("NO-CARRIER"));
         Ok(())
     })?;
     let address = vip.split_whitespace().next().unwrap_or_default().to_owned();
