@@ -22,6 +22,8 @@ use tombolo_types::Code;
 const AGENT_STOP_TIMEOUT: Duration = Duration::from_secs(45);
 /// netd has nothing to wait for.
 const NETD_STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a killed process may still be seen.
+const ENDING: Duration = Duration::from_millis(100);
 /// Bytes of a log that are shown when a start failed.
 const LOG_TAIL: usize = 2000;
 
@@ -191,13 +193,13 @@ pub(crate) fn start(layout: &Layout) -> Result<Started, Failure> {
         Some((user.uid.as_raw(), user.gid.as_raw())),
     )?;
     let mut started = Started::default();
-    if running(layout, Service::Netd).is_none() {
+    if !stays(layout, Service::Netd) {
         let mut command = program(Service::Netd)?;
         command.arg("run").arg("--socket").arg(layout.netd_socket());
         command.arg("--agent-user").arg(&layout.agent_user);
         started.spawn(layout, Service::Netd, command)?;
     }
-    if running(layout, Service::Agent).is_none() {
+    if !stays(layout, Service::Agent) {
         let mut command = program(Service::Agent)?;
         command.arg("run").arg("--config").arg(&layout.config);
         command.arg("--state-dir").arg(&layout.state_dir);
@@ -308,6 +310,14 @@ pub(crate) fn running(layout: &Layout, service: Service) -> Option<Pid> {
         .parse()
         .ok()?;
     is_program(pid, service.program()).then(|| Pid::from_raw(pid))
+}
+
+/// True if it runs and is not just ending: one that was killed keeps its name for a moment.
+fn stays(layout: &Layout, service: Service) -> bool {
+    running(layout, service).is_some() && {
+        std::thread::sleep(ENDING);
+        running(layout, service).is_some()
+    }
 }
 
 fn is_program(pid: i32, program: &str) -> bool {

@@ -8,6 +8,8 @@ for d in etc var/lib var/log; do
 done
 mount -t tmpfs -o mode=0755 tombolo-run /run
 mount -t sysfs sysfs /sys
+# Not sticky: what a killed process has left (libfaketime names its semaphores by pid) is in nobody's way.
+mount -t tmpfs -o mode=0777 tombolo-shm /dev/shm
 mkdir -p /etc/tombolo /run/tombolo /var/lib/tombolo /var/log/tombolo /run/lock
 printf 'hosts: files dns\npasswd: files\ngroup: files\n' > /etc/nsswitch.conf
 rm -f /etc/resolv.conf; printf 'nameserver 127.0.0.1\noptions timeout:2 attempts:1\n' > /etc/resolv.conf

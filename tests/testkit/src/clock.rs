@@ -95,7 +95,6 @@ impl Clock {
             ("FAKETIME_NO_CACHE", "1".into()),
             ("FAKETIME_DONT_FAKE_MONOTONIC", "1".into()),
             ("DONT_FAKE_MONOTONIC", "1".into()),
-            ("FAKETIME_DISABLE_SHM", "1".into()),
             ("NO_FAKE_STAT", "1".into()),
         ]
     }

@@ -344,7 +344,10 @@ fn a_clock_that_is_an_hour_off_is_named() -> Result<()> {
     let own = Arc::new(Clock::new(mesh.lab.dir(), "vm")?);
     vm.host.follow(&own);
     let discovery = mesh.control.sh("date -u +%Y-%m-%dT%H")?.stdout;
-    for (offset, word) in [(-3600, "ahead of"), (3600, "60 min ahead")] {
+    for (offset, word) in [
+        (-3600, "the server's certificate begins at"),
+        (3600, " min ahead"),
+    ] {
         own.set(offset)?;
         let before = vm.host.fingerprint()?;
         let output = vm.host.run("tombolo", &["up", &token])?;
@@ -358,7 +361,7 @@ fn a_clock_that_is_an_hour_off_is_named() -> Result<()> {
             text.contains(there.trim()) && text.contains(discovery.trim()),
             "both times: {text}"
         );
-        ensure!(offset < 0 || text.contains(word), "{text}");
+        ensure!(text.contains(word), "{text}");
         ensure!(
             text.contains("next:") && vm.host.fingerprint()? == before,
             "{text}"
@@ -486,23 +489,17 @@ fn several_roots_live_at_once() -> Result<()> {
     // Leaf, signer; discovery adds the root for those who know it by its pin only.
     let subjects = |at: &str, client: &str| -> Result<Vec<String>> {
         let line = format!(
-            "openssl s_client -connect {at} -alpn h2 -showcerts {client} </dev/null 2>/dev/null | grep '^ *[0-9] s:\\|^ *i:' | grep -o 'CN *= *.*' | sed 's/ *= */=/'"
+            "openssl s_client -connect {at} -alpn h2 -showcerts {client} </dev/null 2>/dev/null | grep -a '^ *[0-9] s:\\|^ *i:' | grep -o 'CN *= *.*' | sed 's/ *= */=/'"
         );
         Ok(a.host.sh(&line)?.stdout.lines().map(str::to_owned).collect())
     };
     let own = "-cert /var/lib/tombolo/agent/identity.pem -key /var/lib/tombolo/agent/identity.pem";
     // The issuer of the leaf, then subject and issuer of each certificate above it; leaves have no name.
     let (signer, root) = ("CN=Signer of first", "CN=Root of first");
-    ensure!(
-        subjects(&b.host.at(15008), own)? == [signer, signer, root],
-        "{:?}",
-        subjects(&b.host.at(15008), own)?
-    );
-    ensure!(
-        subjects(&mesh.control.at(15012), "")? == [signer, signer, root, root, root],
-        "{:?}",
-        subjects(&mesh.control.at(15012), "")?
-    );
+    let agent = subjects(&b.host.at(15008), own)?;
+    ensure!(agent == [signer, signer, root], "{agent:?}");
+    let discovery = subjects(&mesh.control.at(15012), "")?;
+    ensure!(discovery == [signer, signer, root, root, root], "{discovery:?}");
     let address = b.host.address().to_string();
     let believed = |ca: &str| is_believed(&a.host, &address, &format!("{cas}/{ca}"));
     ensure!(believed("first")? && !believed("second")? && !believed("third")?);
