@@ -87,6 +87,8 @@ pub mod type_url {
     pub const SERVICE_VIP: &str = "type.googleapis.com/tombolo.v1.ServiceVip";
     /// tombolo.v1.Exposure.
     pub const EXPOSURE: &str = "type.googleapis.com/tombolo.v1.Exposure";
+    /// tombolo.v1.NetworkGateways.
+    pub const NETWORK_GATEWAYS: &str = "type.googleapis.com/tombolo.v1.NetworkGateways";
 }
 
 /// Decodes the payload of a resource.
