@@ -21,12 +21,14 @@ mod reject;
 mod slots;
 mod sources;
 mod table;
+mod transfer;
 
 pub use flow::{FlowId, Listener};
 pub use outcome::{FlowConfig, Outcome, Overdue, Signal};
 pub use reject::FlowReject;
 pub use sources::Sources;
 pub use table::{FLOWS_MAX, FlowTable};
+pub use transfer::{HeldFlow, ImportError};
 
 /// How a held connection is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

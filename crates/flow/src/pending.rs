@@ -74,6 +74,11 @@ impl Pending {
         self.deadlines.push_back((id, at));
     }
 
+    /// All deadlines.
+    pub(crate) fn deadlines(&self) -> impl Iterator<Item = (FlowId, Instant)> + '_ {
+        self.deadlines.iter().copied()
+    }
+
     /// The first deadline.
     pub(crate) fn first(&self) -> Option<(FlowId, Instant)> {
         self.deadlines.front().copied()

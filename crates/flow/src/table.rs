@@ -38,15 +38,15 @@ const PORTS: Range<u16> = 1024..u16::MAX;
 /// The table; see the crate's documentation.
 #[derive(Debug)]
 pub struct FlowTable {
-    config: FlowConfig,
+    pub(crate) config: FlowConfig,
     sources: Sources,
     start: Instant,
     pub(crate) slots: Slots,
-    pending: Pending,
+    pub(crate) pending: Pending,
     /// About in the order in which they may go.
-    closed: VecDeque<(FlowId, u32)>,
+    pub(crate) closed: VecDeque<(FlowId, u32)>,
     /// Connections whose handshake is done but whose socket was not handed over.
-    awaiting: usize,
+    pub(crate) awaiting: usize,
     next_sweep: Instant,
     port_counter: u64,
     rejects: [u64; FlowReject::ALL.len()],
@@ -560,12 +560,12 @@ impl FlowTable {
         }
     }
 
-    fn seconds(&self, now: Instant) -> u32 {
+    pub(crate) fn seconds(&self, now: Instant) -> u32 {
         u32::try_from(now.saturating_duration_since(self.start).as_secs()).unwrap_or(u32::MAX)
     }
 }
 
-fn linger_seconds() -> u32 {
+pub(crate) fn linger_seconds() -> u32 {
     u32::try_from(LINGER.as_secs()).unwrap_or(u32::MAX)
 }
 

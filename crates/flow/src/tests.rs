@@ -1,4 +1,5 @@
 mod mix;
+mod transfer;
 
 use crate::*;
 use std::{

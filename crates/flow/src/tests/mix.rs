@@ -38,6 +38,7 @@ enum Step {
     Refuse(usize),
     HandOver(usize),
     Pass(u64),
+    Transfer,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -57,6 +58,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => pair.clone().prop_map(Step::Refuse),
         3 => pair.prop_map(Step::HandOver),
         1 => prop_oneof![1..15u64, 50..200u64].prop_map(Step::Pass),
+        1 => Just(Step::Transfer),
     ]
 }
 
@@ -153,6 +155,16 @@ proptest! {
                     if let Some(id) = world.table.hand_over(mapped.ip(), mapped.port(), Listener::Services) {
                         prop_assert!(id == connection.id && !connection.handed_over);
                         connection.handed_over = true;
+                    }
+                }
+                Step::Transfer => {
+                    world.transfer();
+                    // The same connections by the same names; how the table numbers them is its own business.
+                    for (number, connection) in &mut known {
+                        let (source, vip) = pair(*number);
+                        let (application, octets_of_vip) = (octets(source.ip()), octets(vip.ip()));
+                        let found = world.table.slots.find_by_application(application, source.port(), octets_of_vip, vip.port());
+                        connection.id = found.expect("it came along");
                     }
                 }
                 Step::Pass(seconds) => {
