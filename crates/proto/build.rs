@@ -12,6 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "tombolo/v1.proto",
         "tombolo/admin.proto",
         "tombolo/agent.proto",
+        "tombolo/federation.proto",
     ];
     let set = protox::compile(files, ["proto"])?;
     std::fs::write(

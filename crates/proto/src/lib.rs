@@ -63,6 +63,11 @@ pub mod tombolo {
             include!(concat!(env!("OUT_DIR"), "/tombolo.agent.v1.rs"));
         }
     }
+    pub mod federation {
+        pub mod v1 {
+            include!(concat!(env!("OUT_DIR"), "/tombolo.federation.v1.rs"));
+        }
+    }
 }
 
 /// Messages of incremental xDS.
