@@ -9,6 +9,8 @@ use std::{
 pub(crate) const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
 /// W3C trace context.
 pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// Network of the caller, in the inner request of a call through a gateway. Source: ztunnel.
+pub(crate) const FORWARDED_NETWORK: HeaderName = HeaderName::from_static("x-forwarded-network");
 /// Longest baggage, all headers together, that is read. Ours are below 400 bytes.
 const BAGGAGE_LENGTH_MAX: usize = 4 * 1024;
 
@@ -278,6 +280,8 @@ pub struct ConnectRequest {
     pub forwarded: Option<HeaderValue>,
     /// Trace context.
     pub traceparent: Option<HeaderValue>,
+    /// `x-forwarded-network`: the caller's network, in the inner request of a call through a gateway only.
+    pub network: Option<HeaderValue>,
 }
 
 impl ConnectRequest {
@@ -288,6 +292,7 @@ impl ConnectRequest {
             baggage: None,
             forwarded: None,
             traceparent: None,
+            network: None,
         }
     }
 
@@ -311,6 +316,7 @@ impl ConnectRequest {
             (BAGGAGE, &self.baggage),
             (header::FORWARDED, &self.forwarded),
             (TRACEPARENT, &self.traceparent),
+            (FORWARDED_NETWORK, &self.network),
         ] {
             if let Some(value) = value {
                 headers.insert(name, value.clone());

@@ -15,6 +15,7 @@ mod buffers;
 mod control;
 mod copy;
 mod driver;
+mod driver_plain;
 mod error;
 mod half_open;
 mod headers;
@@ -24,16 +25,21 @@ mod pool;
 mod record;
 mod server;
 mod stream;
+mod stream_io;
 mod tls;
 
 #[cfg(test)]
 #[path = "../tests/support/mod.rs"]
 mod support;
 
+/// ALPN of a reverse session: a host dials a gateway, and the gateway opens streams towards the host.
+pub const ALPN_REVERSE: &[u8] = b"tombolo-reverse/1";
+
 pub use copy::{Ended, Monitor, bidirectional};
 pub use error::{OpenError, TlsError};
 pub use headers::{Authority, Baggage, ConnectRequest, Forwarded, HeaderError, traceparent};
 pub use observe::{NoObserver, Observe, Side};
-pub use pool::{Admit, Pool, PoolLimits, Target};
-pub use server::{ConnectionInfo, Incoming, Limits, Server, Service, serve};
+pub use pool::{Admit, Pool, PoolLimits, ReverseSession, Target, ThroughError};
+pub use server::{ConnectionInfo, HeldSession, Incoming, Limits, Server, Service, serve};
 pub use stream::TunnelStream;
+pub use stream_io::TunnelIo;

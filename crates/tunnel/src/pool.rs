@@ -27,12 +27,23 @@ use std::{
     task::{Context, Poll},
     time::Duration,
 };
-use tokio::{net::TcpSocket, sync::watch, time::Instant};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpSocket,
+    sync::watch,
+    time::Instant,
+};
 use tombolo_identity::{
     Current, LiveIdentity, Peer, hbone_client_config, hbone_server_name, peer_of, still_trusted,
 };
 use tombolo_runtime::TaskGroup;
 use tombolo_types::SpiffeId;
+
+mod nested;
+mod reverse;
+
+pub use nested::ThroughError;
+pub use reverse::ReverseSession;
 
 /// Longest header list that we take in an answer. Source: ztunnel.
 const HEADER_LIST_MAX: u32 = 16 * 1024;
@@ -365,7 +376,7 @@ impl Shared {
         let _ = outcome.send(Some(result.map(drop)));
     }
 
-    async fn handshake(&self, target: &Target) -> Result<(Arc<Pooled>, Driver<ClientSide>), OpenError> {
+    async fn handshake(&self, target: &Target) -> Result<(Arc<Pooled>, Driver<Http2Client>), OpenError> {
         if self.live.current().identity.is_none() {
             return Err(OpenError::Tls(TlsError::NoIdentity));
         }
@@ -386,11 +397,7 @@ impl Shared {
             })?;
         let peer = peer_of(&established.chain)
             .map_err(|error| OpenError::Tls(TlsError::Protocol(rustls::Error::General(error.to_string()))))?;
-        if !(self.admit)(&peer) {
-            return Err(OpenError::Tls(TlsError::Protocol(
-                rustls::Error::InvalidCertificate(rustls::CertificateError::Revoked),
-            )));
-        }
+        nested::refuse_revoked(&self.admit, &peer)?;
         let control = Control::new();
         let io = SharedIo::new(TlsIo::new(tcp, established, Arc::clone(&control)));
         let (sender, connection) = h2::client::Builder::new()
@@ -403,7 +410,7 @@ impl Shared {
             .handshake(io.clone())
             .await
             .map_err(OpenError::from_h2)?;
-        let driver = Driver::new(ClientSide(connection), io, Arc::clone(&control));
+        let driver = Driver::new(Http2Client(connection), io, Arc::clone(&control));
         Ok((
             Arc::new(Pooled {
                 sender,
@@ -414,7 +421,7 @@ impl Shared {
         ))
     }
 
-    fn run(self: &Arc<Self>, pooled: &Arc<Pooled>, driver: Driver<ClientSide>, bundle_generation: u64) {
+    fn run(self: &Arc<Self>, pooled: &Arc<Pooled>, driver: Driver<Http2Client>, bundle_generation: u64) {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (control, peer) = (Arc::clone(&pooled.control), Arc::clone(&pooled.peer));
         let running = Running {
@@ -456,6 +463,14 @@ enum Failure {
     /// The peer has not seen it: it may be sent again.
     Unseen(OpenError),
     Final(OpenError),
+}
+
+impl Failure {
+    fn into_error(self) -> OpenError {
+        match self {
+            Self::Unseen(error) | Self::Final(error) => error,
+        }
+    }
 }
 
 impl Pooled {
@@ -519,9 +534,9 @@ impl Pooled {
 }
 
 /// The client's side of HTTP/2.
-struct ClientSide(Connection<SharedIo, Bytes>);
+struct Http2Client<I = SharedIo>(Connection<I, Bytes>);
 
-impl Http2 for ClientSide {
+impl<I: AsyncRead + AsyncWrite + Unpin> Http2 for Http2Client<I> {
     fn poll_drive(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
         Pin::new(&mut self.0).poll(cx)
     }

@@ -1,6 +1,6 @@
 use crate::{
     control::{CUT, Control, DRAIN},
-    driver::{CONNECTION_WINDOW, Driver, FRAME_MAX, Http2, SEND_QUEUE, STREAM_WINDOW},
+    driver::{CONNECTION_WINDOW, Driver, End, FRAME_MAX, Http2, SEND_QUEUE, STREAM_WINDOW},
     half_open::HalfOpen,
     headers::{Authority, Baggage, Forwarded, HeaderError, TRACEPARENT},
     io::{SharedIo, TlsIo},
@@ -29,7 +29,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
     time::{Instant, timeout, timeout_at},
@@ -37,6 +37,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tombolo_identity::{Current, LiveIdentity, Peer, hbone_server_config, peer_of, still_trusted};
 use tombolo_runtime::TaskGroup;
+
+mod nested;
+mod reverse;
+
+pub use reverse::HeldSession;
 
 /// Longest time that a refused peer is listened to.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -368,20 +373,15 @@ async fn accept<S: Service>(listener: TcpListener, shared: Arc<Shared>, service:
             let ready = match shaken {
                 Ok(ready) => ready,
                 Err(error) => {
-                    let (label, error) = match error {
-                        Refused::Timeout => ("timeout", "too slow".to_owned()),
-                        Refused::NotAdmitted => ("not_admitted", "the device was revoked".to_owned()),
-                        Refused::Handshake(HandshakeError::Io(error)) => ("io", error.to_string()),
-                        Refused::Handshake(HandshakeError::Tls(error)) => (error.label(), error.to_string()),
-                        Refused::Http2(error) => ("http2", error.to_string()),
-                    };
+                    let (label, error) = error.label();
                     shared.observer.handshake(Side::Server, label);
                     tracing::debug!(%remote, label, error, "handshake failed");
                     return;
                 }
             };
             shared.observer.handshake(Side::Server, "ok");
-            run(ready, &*service, &shared).await;
+            let (driver, accepted, bundle_generation) = ready;
+            run(driver, accepted, bundle_generation, &*service, &shared).await;
             drop(place);
         });
     }
@@ -392,6 +392,34 @@ enum Refused {
     NotAdmitted,
     Handshake(HandshakeError),
     Http2(h2::Error),
+}
+
+impl Refused {
+    /// Of rustls behind an interface that wraps its errors.
+    fn io(error: std::io::Error) -> Self {
+        let tls = error
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        Self::Handshake(match tls.cloned() {
+            Some(tls) => tls.into(),
+            None => error.into(),
+        })
+    }
+
+    fn tls(error: &dyn fmt::Display) -> Self {
+        Self::Handshake(rustls::Error::General(error.to_string()).into())
+    }
+
+    /// A metric label, and what the log says.
+    fn label(&self) -> (&'static str, String) {
+        match self {
+            Self::Timeout => ("timeout", "too slow".to_owned()),
+            Self::NotAdmitted => ("not_admitted", "the device was revoked".to_owned()),
+            Self::Handshake(HandshakeError::Io(error)) => ("io", error.to_string()),
+            Self::Handshake(HandshakeError::Tls(error)) => (error.label(), error.to_string()),
+            Self::Http2(error) => ("http2", error.to_string()),
+        }
+    }
 }
 
 type Ready<S> = (Driver<ServerSide<S>>, Arc<Accepted>, u64);
@@ -418,8 +446,7 @@ async fn handshake<S: Service>(
                 }
             }
         };
-        let peer = peer_of(&established.chain)
-            .map_err(|error| Refused::Handshake(rustls::Error::General(error.to_string()).into()))?;
+        let peer = peer_of(&established.chain).map_err(|error| Refused::tls(&error))?;
         if !service.admit(&peer) {
             return Err(Refused::NotAdmitted);
         }
@@ -428,13 +455,7 @@ async fn handshake<S: Service>(
             .map_err(|error| Refused::Handshake(error.into()))?;
         let control = Control::new();
         let io = SharedIo::new(TlsIo::new(tcp, established, Arc::clone(&control)));
-        let connection = h2::server::Builder::new()
-            .initial_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_frame_size(FRAME_MAX)
-            .max_header_list_size(shared.limits.header_list_max)
-            .max_concurrent_streams(shared.limits.streams_max)
-            .max_send_buffer_size(SEND_QUEUE)
+        let connection = http2(&shared.limits)
             .handshake(io.clone())
             .await
             .map_err(Refused::Http2)?;
@@ -444,15 +465,7 @@ async fn handshake<S: Service>(
             remote,
             control: Arc::clone(&control),
         });
-        let side = ServerSide {
-            connection,
-            accepted: Arc::clone(&accepted),
-            service,
-            tasks,
-            serving: Arc::default(),
-            // A stream that ends is forgotten by HTTP/2 a little earlier than by its task.
-            serving_max: 2 * usize::try_from(shared.limits.streams_max).unwrap_or(usize::MAX / 2),
-        };
+        let side = ServerSide::new(connection, &accepted, service, tasks, &shared.limits);
         Ok((Driver::new(side, io, control), accepted, bundle_generation))
     });
     within.await.unwrap_or(Err(Refused::Timeout))
@@ -477,7 +490,13 @@ async fn farewell(tcp: &mut TcpStream) {
     let _ = timeout(FAREWELL, read_out).await;
 }
 
-async fn run<S: Service>((driver, accepted, bundle_generation): Ready<S>, service: &S, shared: &Shared) {
+async fn run<S: Service>(
+    driver: impl Future<Output = End>,
+    accepted: Arc<Accepted>,
+    bundle_generation: u64,
+    service: &S,
+    shared: &Shared,
+) {
     let id = shared.next.fetch_add(1, Ordering::Relaxed);
     let peer = Arc::clone(&accepted.peer);
     let control = Arc::clone(&accepted.control);
@@ -523,14 +542,47 @@ pub(crate) fn socket_options(tcp: &TcpStream) {
     let _ = SockRef::from(tcp).set_tcp_keepalive(&keepalive);
 }
 
+/// Our settings of HTTP/2.
+fn http2(limits: &Limits) -> h2::server::Builder {
+    let mut builder = h2::server::Builder::new();
+    builder
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME_MAX)
+        .max_header_list_size(limits.header_list_max)
+        .max_concurrent_streams(limits.streams_max)
+        .max_send_buffer_size(SEND_QUEUE);
+    builder
+}
+
 /// The server's side of HTTP/2.
-struct ServerSide<S> {
-    connection: Connection<SharedIo, Bytes>,
+struct ServerSide<S, I = SharedIo> {
+    connection: Connection<I, Bytes>,
     accepted: Arc<Accepted>,
     service: Arc<S>,
     tasks: TaskGroup,
     serving: Arc<AtomicUsize>,
     serving_max: usize,
+}
+
+impl<S, I> ServerSide<S, I> {
+    fn new(
+        connection: Connection<I, Bytes>,
+        accepted: &Arc<Accepted>,
+        service: Arc<S>,
+        tasks: TaskGroup,
+        limits: &Limits,
+    ) -> Self {
+        Self {
+            connection,
+            accepted: Arc::clone(accepted),
+            service,
+            tasks,
+            serving: Arc::default(),
+            // A stream that ends is forgotten by HTTP/2 a little earlier than by its task.
+            serving_max: 2 * usize::try_from(limits.streams_max).unwrap_or(usize::MAX / 2),
+        }
+    }
 }
 
 /// One stream that is being served.
@@ -549,7 +601,7 @@ impl Drop for Serving {
     }
 }
 
-impl<S: Service> Http2 for ServerSide<S> {
+impl<S: Service, I: AsyncRead + AsyncWrite + Unpin> Http2 for ServerSide<S, I> {
     fn poll_drive(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
         loop {
             match self.connection.poll_accept(cx) {

@@ -1,0 +1,159 @@
+//! Calls into another network: a pooled connection to a gateway, and inside one of its streams the caller's own TLS to
+//! the endpoint, which the gateway cannot read.
+
+use super::{
+    Admit, Failure, HEADER_LIST_MAX, Http2Client, Pool, Pooled, Running, Shared, Target, lock, log_end,
+};
+use crate::{
+    OpenError, TlsError, TunnelStream,
+    control::{CUT, Control},
+    driver::{CONNECTION_WINDOW, FRAME_MAX, SEND_QUEUE, STREAM_WINDOW},
+    driver_plain::PlainDriver,
+    headers::ConnectRequest,
+    observe::Side,
+    stream_io::TunnelIo,
+};
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering},
+};
+use tokio::time::{Instant, timeout_at};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tombolo_identity::{hbone_client_config, hbone_server_name, peer_of};
+use tombolo_types::SpiffeId;
+
+/// Why a call through a gateway was not opened: the gateway's part and the endpoint's part have different remedies.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum ThroughError {
+    /// No connection to the gateway, or it refused the call. Another gateway may do.
+    #[error("gateway: {0}")]
+    Gateway(OpenError),
+    /// The endpoint behind it refused, or is not whom the service names.
+    #[error("{0}")]
+    Endpoint(OpenError),
+}
+
+impl ThroughError {
+    /// The error, whoever it came from.
+    pub fn into_inner(self) -> OpenError {
+        match self {
+            Self::Gateway(error) | Self::Endpoint(error) => error,
+        }
+    }
+}
+
+impl Pool {
+    /// Opens a stream to a service in another network: CONNECT of `outer` at the gateway, TLS to one of `expected`
+    /// inside it, CONNECT of `inner` there. The connection to the gateway is pooled, the inner one serves this stream
+    /// alone. Revocations and changes of roots cut both.
+    ///
+    /// Cancel-safe: what was begun is dropped.
+    ///
+    /// Source: ztunnel (double HBONE).
+    ///
+    /// # Errors
+    /// [`ThroughError`], when any of the steps fails or the deadline passes.
+    pub async fn open_through(
+        &self,
+        gateway: &Target,
+        outer: &ConnectRequest,
+        expected: &[SpiffeId],
+        inner: &ConnectRequest,
+        deadline: Instant,
+    ) -> Result<TunnelStream, ThroughError> {
+        let started = Instant::now();
+        let stream = self
+            .open(gateway, outer, deadline)
+            .await
+            .map_err(ThroughError::Gateway)?;
+        let nested = self.shared.nest(stream.into(), expected, inner);
+        timeout_at(deadline, nested)
+            .await
+            .unwrap_or_else(|_| Err(OpenError::Timeout(started.elapsed())))
+            .map_err(ThroughError::Endpoint)
+    }
+}
+
+impl Shared {
+    async fn nest(
+        self: &Arc<Self>,
+        stream: TunnelIo,
+        expected: &[SpiffeId],
+        request: &ConnectRequest,
+    ) -> Result<TunnelStream, OpenError> {
+        let bundle_generation = self.live.current().bundle_generation;
+        let config = hbone_client_config(&self.live, expected.to_vec())
+            .map_err(|error| OpenError::Tls(TlsError::Protocol(rustls::Error::General(error.to_string()))))?;
+        let connector = TlsConnector::from(Arc::new(config));
+        let tls = connector
+            .connect(hbone_server_name(), stream)
+            .await
+            .map_err(tls_error)?;
+        let peer = peer_of(tls.get_ref().1.peer_certificates().unwrap_or_default())
+            .map_err(|error| OpenError::Tls(TlsError::Protocol(rustls::Error::General(error.to_string()))))?;
+        refuse_revoked(&self.admit, &peer)?;
+        let (sender, connection) = h2::client::Builder::new()
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(FRAME_MAX)
+            .max_header_list_size(HEADER_LIST_MAX)
+            .max_send_buffer_size(SEND_QUEUE)
+            .enable_push(false)
+            .handshake::<TlsStream<TunnelIo>, bytes::Bytes>(tls)
+            .await
+            .map_err(OpenError::from_h2)?;
+        let control = Control::new();
+        let pooled = Arc::new(Pooled {
+            sender,
+            control: Arc::clone(&control),
+            peer: Arc::new(peer),
+        });
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let peer = Arc::clone(&pooled.peer);
+        lock(&self.running).insert(
+            id,
+            Running {
+                control: Arc::clone(&control),
+                peer: Arc::clone(&peer),
+                bundle_generation,
+            },
+        );
+        // Registered first, looked at second, as with any connection.
+        if !(self.admit)(&peer) {
+            control.set(CUT);
+        }
+        self.observer.connections(Side::Client, 1);
+        let shared = Arc::clone(self);
+        let driver = PlainDriver::new(Http2Client(connection), Arc::clone(&control));
+        self.tasks.spawn("nested hbone connection", async move {
+            let end = driver.await;
+            lock(&shared.running).remove(&id);
+            shared.observer.connections(Side::Client, -1);
+            log_end(Side::Client, &peer, &end);
+        });
+        let lease = control.try_lease(1).ok_or(OpenError::Draining)?;
+        // Dropping the one sender afterwards lets the connection end with its stream.
+        pooled.request(lease, request).await.map_err(Failure::into_error)
+    }
+}
+
+pub(super) fn refuse_revoked(admit: &Arc<Admit>, peer: &tombolo_identity::Peer) -> Result<(), OpenError> {
+    if admit(peer) {
+        return Ok(());
+    }
+    Err(OpenError::Tls(TlsError::Protocol(
+        rustls::Error::InvalidCertificate(rustls::CertificateError::Revoked),
+    )))
+}
+
+/// Of rustls behind an interface that wraps its errors.
+fn tls_error(error: io::Error) -> OpenError {
+    let tls = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match tls.cloned() {
+        Some(tls) => OpenError::Tls(tls.into()),
+        None => error.into(),
+    }
+}

@@ -1,0 +1,134 @@
+//! The host's end of a reverse session: it dials the gateway, and then serves the streams that the gateway opens.
+
+use super::{Accepted, Incoming, Server, ServerSide, Service, http2, run, socket_options};
+use crate::{
+    ALPN_REVERSE, OpenError, TlsError,
+    control::Control,
+    driver::Driver,
+    io::{SharedIo, TlsIo},
+    tls::{self, HandshakeError},
+};
+use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
+use tokio::{net::TcpStream, time::timeout};
+use tombolo_identity::{Peer, hbone_client_config, hbone_server_name, peer_of};
+use tombolo_runtime::TaskGroup;
+use tombolo_types::SpiffeId;
+
+/// Longest TCP and TLS handshake together: another gateway, or another try, is as good.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A reverse session that is up.
+#[derive(Debug)]
+pub struct HeldSession<F> {
+    /// The gateway, as its certificate proves.
+    pub peer: Arc<Peer>,
+    /// Our end of the connection.
+    pub local: SocketAddr,
+    /// Serves until the session ends; dropped, the session is cut.
+    pub run: F,
+}
+
+impl Server {
+    /// Dials a gateway and offers it the way in to this host: what it opens is served like a connection to the HBONE
+    /// listener, with the caller's own TLS inside. The gateway must prove one of `expected`.
+    ///
+    /// # Errors
+    /// When the gateway cannot be reached, is somebody else, or does not take reverse sessions.
+    pub async fn hold_reverse<S: Service>(
+        &self,
+        gateway: SocketAddr,
+        expected: Vec<SpiffeId>,
+        service: Arc<S>,
+        tasks: &TaskGroup,
+    ) -> Result<HeldSession<impl Future<Output = ()> + Send + use<S>>, OpenError> {
+        let shaken = timeout(CONNECT_TIMEOUT, self.shake_reverse(gateway, expected));
+        let (io, accepted) = shaken.await.unwrap_or(Err(OpenError::Timeout(CONNECT_TIMEOUT)))?;
+        let server = self.clone();
+        let routed = Arc::new(Routed {
+            server: server.clone(),
+            service,
+            tasks: tasks.clone(),
+        });
+        let bundle_generation = self.shared.live.current().bundle_generation;
+        let connection = http2(&self.shared.limits)
+            .handshake(io.clone())
+            .await
+            .map_err(OpenError::from_h2)?;
+        let (control, peer, local) = (
+            Arc::clone(&accepted.control),
+            Arc::clone(&accepted.peer),
+            accepted.local,
+        );
+        let side = ServerSide::new(
+            connection,
+            &accepted,
+            Arc::clone(&routed),
+            tasks.clone(),
+            &self.shared.limits,
+        );
+        let driver = Driver::new(side, io, control);
+        let run = async move {
+            run(driver, accepted, bundle_generation, &*routed, &server.shared).await;
+        };
+        Ok(HeldSession { peer, local, run })
+    }
+
+    async fn shake_reverse(
+        &self,
+        gateway: SocketAddr,
+        expected: Vec<SpiffeId>,
+    ) -> Result<(SharedIo, Arc<Accepted>), OpenError> {
+        let protocol = |error: &dyn std::fmt::Display| {
+            OpenError::Tls(TlsError::Protocol(rustls::Error::General(error.to_string())))
+        };
+        if self.shared.live.current().identity.is_none() {
+            return Err(OpenError::Tls(TlsError::NoIdentity));
+        }
+        let mut config =
+            hbone_client_config(&self.shared.live, expected).map_err(|error| protocol(&error))?;
+        config.alpn_protocols = vec![ALPN_REVERSE.to_vec()];
+        let mut tcp = TcpStream::connect(gateway).await?;
+        socket_options(&tcp);
+        let established = tls::connect(&mut tcp, config, hbone_server_name())
+            .await
+            .map_err(|error| match error {
+                HandshakeError::Io(error) => error.into(),
+                HandshakeError::Tls(error) => OpenError::Tls(error),
+            })?;
+        let peer = peer_of(&established.chain).map_err(|error| protocol(&error))?;
+        let local = tcp.local_addr()?;
+        let control = Control::new();
+        let accepted = Arc::new(Accepted {
+            peer: Arc::new(peer),
+            local,
+            remote: gateway,
+            control: Arc::clone(&control),
+        });
+        Ok((SharedIo::new(TlsIo::new(tcp, established, control)), accepted))
+    }
+}
+
+/// Serves each stream of the session as a connection of its own.
+struct Routed<S> {
+    server: Server,
+    service: Arc<S>,
+    tasks: TaskGroup,
+}
+
+impl<S: Service> Service for Routed<S> {
+    /// A revoked gateway is cut like any peer.
+    fn admit(&self, peer: &Peer) -> bool {
+        self.service.admit(peer)
+    }
+
+    async fn connect(self: Arc<Self>, incoming: Incoming) {
+        // Who calls and what for is said and decided inside, where the caller proves itself.
+        let remote = incoming.remote();
+        let Ok(stream) = incoming.accept(None) else {
+            return; // reset meanwhile
+        };
+        self.server
+            .serve_nested(stream.into(), remote, Arc::clone(&self.service), &self.tasks)
+            .await;
+    }
+}
