@@ -31,7 +31,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
@@ -222,6 +222,7 @@ struct Shared {
     tls: Arc<rustls::ServerConfig>,
     limits: Limits,
     half_open: Arc<HalfOpen>,
+    places: Arc<Semaphore>,
     observer: Arc<dyn Observe>,
     running: Mutex<HashMap<u64, Running>>,
     next: AtomicU64,
@@ -313,6 +314,53 @@ impl Server {
     }
 }
 
+impl Server {
+    /// A server without a listener of its own: it serves what [`Server::take`] is given. `local` is what it says of
+    /// itself.
+    ///
+    /// # Errors
+    /// When TLS cannot be set up.
+    pub fn new(
+        local: SocketAddr,
+        live: &Arc<LiveIdentity>,
+        limits: Limits,
+        observer: Arc<dyn Observe>,
+        tasks: &TaskGroup,
+    ) -> std::io::Result<Self> {
+        let tls = hbone_server_config(live).map_err(std::io::Error::other)?;
+        let shared = Arc::new(Shared {
+            live: Arc::clone(live),
+            tls: tls::server_config(&tls),
+            limits,
+            half_open: HalfOpen::new(limits.half_open_per_source_max, limits.connections_max / 2),
+            places: Arc::new(Semaphore::new(limits.connections_max)),
+            observer,
+            running: Mutex::default(),
+            next: AtomicU64::new(0),
+            stop_accepting: tasks.token().child_token(),
+        });
+        Ok(Self { shared, local })
+    }
+
+    /// Serves a connection that was accepted elsewhere. False if it was closed at once: too many of them have not
+    /// shown a certificate yet, or there is no place.
+    pub fn take<S: Service>(
+        &self,
+        tcp: TcpStream,
+        remote: SocketAddr,
+        service: &Arc<S>,
+        tasks: &TaskGroup,
+    ) -> bool {
+        match Arc::clone(&self.shared.places).try_acquire_owned() {
+            Ok(place) => self.shared.take(tcp, remote, place, service, tasks),
+            Err(_) => {
+                self.shared.observer.handshake(Side::Server, "limited");
+                false
+            }
+        }
+    }
+}
+
 /// Serves HBONE on `listener` until `tasks` stop.
 ///
 /// # Errors
@@ -325,48 +373,48 @@ pub fn serve<S: Service>(
     observer: Arc<dyn Observe>,
     tasks: &TaskGroup,
 ) -> std::io::Result<Server> {
-    let local = listener.local_addr()?;
-    let tls = hbone_server_config(live).map_err(std::io::Error::other)?;
-    let shared = Arc::new(Shared {
-        live: Arc::clone(live),
-        tls: tls::server_config(&tls),
-        limits,
-        half_open: HalfOpen::new(limits.half_open_per_source_max, limits.connections_max / 2),
-        observer,
-        running: Mutex::default(),
-        next: AtomicU64::new(0),
-        stop_accepting: tasks.token().child_token(),
-    });
-    let group = tasks.clone();
-    let accepting = Arc::clone(&shared);
+    let server = Server::new(listener.local_addr()?, live, limits, observer, tasks)?;
+    let (accepting, group) = (Arc::clone(&server.shared), tasks.clone());
     tasks.spawn("hbone accept", async move {
         let stop = accepting.stop_accepting.clone();
         stop.run_until_cancelled(accept(listener, accepting, service, group))
             .await;
     });
-    Ok(Server { shared, local })
+    Ok(server)
 }
 
 async fn accept<S: Service>(listener: TcpListener, shared: Arc<Shared>, service: Arc<S>, tasks: TaskGroup) {
-    let places = Arc::new(Semaphore::new(shared.limits.connections_max));
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+        let Ok(place) = Arc::clone(&shared.places).acquire_owned().await else {
             return;
         };
-        let (tcp, remote) = match listener.accept().await {
-            Ok(accepted) => accepted,
+        match listener.accept().await {
+            Ok((tcp, remote)) => {
+                shared.take(tcp, remote, place, &service, &tasks);
+            }
             Err(error) => {
                 // Out of file descriptors: wait instead of spinning.
                 tracing::debug!(%error, "accept failed");
                 tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
             }
+        }
+    }
+}
+
+impl Shared {
+    fn take<S: Service>(
+        self: &Arc<Self>,
+        tcp: TcpStream,
+        remote: SocketAddr,
+        place: OwnedSemaphorePermit,
+        service: &Arc<S>,
+        tasks: &TaskGroup,
+    ) -> bool {
+        let Some(unproven) = self.half_open.enter(remote.ip()) else {
+            self.observer.handshake(Side::Server, "limited");
+            return false;
         };
-        let Some(unproven) = shared.half_open.enter(remote.ip()) else {
-            shared.observer.handshake(Side::Server, "limited");
-            continue;
-        };
-        let (shared, service, group) = (Arc::clone(&shared), Arc::clone(&service), tasks.clone());
+        let (shared, service, group) = (Arc::clone(self), Arc::clone(service), tasks.clone());
         tasks.spawn_until_stopped("hbone server connection", async move {
             let shaken = Box::pin(handshake(tcp, remote, &shared, Arc::clone(&service), group)).await;
             drop(unproven);
@@ -384,6 +432,7 @@ async fn accept<S: Service>(listener: TcpListener, shared: Arc<Shared>, service:
             run(driver, accepted, bundle_generation, &*service, &shared).await;
             drop(place);
         });
+        true
     }
 }
 

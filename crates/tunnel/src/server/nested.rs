@@ -9,12 +9,12 @@ use tombolo_identity::peer_of;
 use tombolo_runtime::TaskGroup;
 
 impl Server {
-    /// Serves HBONE inside `stream` as if it were a TCP connection from `remote`: the caller's own TLS, end to end.
+    /// Serves HBONE inside `stream` as if it were a TCP connection from `remote` to `local`: the caller's own TLS, end to end.
     /// Counted among the connections; drained, rechecked and cut with them. Returns when the connection has ended.
     pub async fn serve_nested<S: Service>(
         &self,
         stream: TunnelIo,
-        remote: SocketAddr,
+        (local, remote): (SocketAddr, SocketAddr),
         service: Arc<S>,
         tasks: &TaskGroup,
     ) {
@@ -22,7 +22,7 @@ impl Server {
         let bundle_generation = shared.live.current().bundle_generation;
         let shaken = timeout(
             shared.limits.handshake_timeout,
-            self.shake(stream, remote, Arc::clone(&service), tasks.clone()),
+            self.shake(stream, (local, remote), Arc::clone(&service), tasks.clone()),
         );
         let (side, accepted, control) = match shaken.await.unwrap_or(Err(Refused::Timeout)) {
             Ok(ready) => ready,
@@ -41,7 +41,7 @@ impl Server {
     async fn shake<S: Service>(
         &self,
         stream: TunnelIo,
-        remote: SocketAddr,
+        (local, remote): (SocketAddr, SocketAddr),
         service: Arc<S>,
         tasks: TaskGroup,
     ) -> Result<(ServerSide<S, Tls>, Arc<Accepted>, Arc<Control>), Refused> {
@@ -62,7 +62,7 @@ impl Server {
         let control = Control::new();
         let accepted = Arc::new(Accepted {
             peer: Arc::new(peer),
-            local: self.local,
+            local,
             remote,
             control: Arc::clone(&control),
         });

@@ -123,12 +123,12 @@ impl<S: Service> Service for Routed<S> {
 
     async fn connect(self: Arc<Self>, incoming: Incoming) {
         // Who calls and what for is said and decided inside, where the caller proves itself.
-        let remote = incoming.remote();
+        let ends = (incoming.local(), incoming.remote());
         let Ok(stream) = incoming.accept(None) else {
             return; // reset meanwhile
         };
         self.server
-            .serve_nested(stream.into(), remote, Arc::clone(&self.service), &self.tasks)
+            .serve_nested(stream.into(), ends, Arc::clone(&self.service), &self.tasks)
             .await;
     }
 }
