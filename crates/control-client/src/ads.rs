@@ -15,12 +15,13 @@ use tombolo_snapshot::{Rejected, Snapshot};
 
 /// Types that a node asks for, in the order of the initial requests: who is trusted and what is allowed come before
 /// whom to call.
-pub const TYPES: [&str; 6] = [
+pub const TYPES: [&str; 7] = [
     type_url::TRUST_BUNDLE,
     type_url::REVOCATIONS,
     type_url::AUTHORIZATION,
     type_url::EXPOSURE,
     type_url::SERVICE_VIP,
+    type_url::NETWORK_GATEWAYS,
     type_url::ADDRESS,
 ];
 
@@ -252,7 +253,7 @@ mod tests {
         let with_node: Vec<_> = requests.iter().map(|r| r.node.is_some()).collect();
         assert_eq!(
             with_node,
-            [true, false, false, false, false, false],
+            [true, false, false, false, false, false, false],
             "the node goes with the first alone"
         );
         for request in &requests {

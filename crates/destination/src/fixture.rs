@@ -1,5 +1,5 @@
 //! A small world for the tests of this crate.
-use crate::{Index, Locality, PortMap, Service, Source, Tunnel, Workload};
+use crate::{Gateway, GatewayHost, Index, Locality, PortMap, Service, Source, Tunnel, Workload};
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use tombolo_types::{NamespacedName, NetworkAddress};
 
@@ -7,6 +7,7 @@ use tombolo_types::{NamespacedName, NetworkAddress};
 pub(crate) struct World {
     pub(crate) service: Arc<Service>,
     pub(crate) workloads: Vec<Arc<Workload>>,
+    pub(crate) gateways: BTreeMap<&'static str, Vec<Gateway>>,
 }
 
 pub(crate) fn vip() -> IpAddr {
@@ -56,6 +57,21 @@ pub(crate) fn changed(n: u8, change: impl FnOnce(&mut Workload)) -> Workload {
     one
 }
 
+/// Gateway `192.0.2.<n>`, healthy, of cluster `west`.
+pub(crate) fn gateway(n: u8) -> Gateway {
+    Gateway {
+        uid: format!("gateway-{n}").into(),
+        address: GatewayHost::Address(IpAddr::from([192, 0, 2, n])),
+        hbone_port: 15008,
+        quic_port: None,
+        expected: vec![tombolo_types::SpiffeId::gateway("west.example".parse().unwrap())].into(),
+        cluster: "west".into(),
+        locality: Locality::default(),
+        healthy: true,
+        rank: 0,
+    }
+}
+
 pub(crate) fn source() -> Source {
     Source {
         network: "net".into(),
@@ -75,7 +91,13 @@ impl World {
         Self {
             service: Arc::new(service),
             workloads: workloads.into_iter().map(Arc::new).collect(),
+            gateways: BTreeMap::new(),
         }
+    }
+
+    pub(crate) fn with_gateways(mut self, network: &'static str, gateways: Vec<Gateway>) -> Self {
+        self.gateways.insert(network, gateways);
+        self
     }
 }
 
@@ -100,5 +122,8 @@ impl Index for World {
             .iter()
             .filter(|workload| workload.services.contains_key(key))
             .for_each(each);
+    }
+    fn gateways(&self, network: &str) -> &[Gateway] {
+        self.gateways.get(network).map_or(&[], Vec::as_slice)
     }
 }

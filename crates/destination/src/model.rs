@@ -188,6 +188,16 @@ impl Workload {
             .map_err(Clone::clone)
     }
 
+    /// True for a record that stands for all endpoints of a service in another network and locality. It has no identity
+    /// of its own: whom a peer must prove to be is what the service says.
+    ///
+    /// Source: Istio's uid `<network>/SplitHorizonWorkload/...`.
+    pub fn is_split_horizon(&self) -> bool {
+        self.uid
+            .strip_prefix(&*self.network)
+            .is_some_and(|rest| rest.starts_with("/SplitHorizonWorkload/"))
+    }
+
     /// Its HBONE address by the first of its addresses, if it has any.
     pub fn hbone(&self) -> Option<SocketAddr> {
         self.addresses

@@ -50,7 +50,7 @@ struct Key {
 /// with probability in proportion to its rate, so sorting by them is a weighted draw without replacement.
 ///
 /// Source: Efraimidis and Spirakis, "Weighted random sampling with a reservoir" (2006).
-fn draw(seed: u64, position: u64, weight: u32) -> u64 {
+pub(crate) fn draw(seed: u64, position: u64, weight: u32) -> u64 {
     // splitmix64 over the pair.
     let mut z = seed.wrapping_add(position.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -11,11 +11,14 @@ use tombolo_authz::{
     Action, Clause, Match, Policy, Rule, Scope as PolicyScope, ServiceAccountMatch, StringMatch,
 };
 use tombolo_destination::{
-    AppProtocol, GatewayAddress, GatewayTarget, IpFamilies, LoadBalancing, Locality, Mode, PortMap, Scope,
-    Service, Tunnel, Visibility, Workload,
+    AppProtocol, Gateway, GatewayAddress, GatewayHost, GatewayTarget, IpFamilies, LoadBalancing, Locality,
+    Mode, PortMap, Scope, Service, Tunnel, Visibility, Workload,
 };
-use tombolo_proto::istio::{security, workload as wds};
-use tombolo_types::{Hostname, NamespacedName, NetworkAddress, TrustDomain, ports};
+use tombolo_proto::{
+    istio::{security, workload as wds},
+    tombolo::v1,
+};
+use tombolo_types::{Hostname, NamespacedName, NetworkAddress, SpiffeId, TrustDomain, ports};
 
 type Refused<T> = Result<T, String>;
 
@@ -128,6 +131,34 @@ fn gateway(
         port => port,
     };
     Ok(Some(GatewayAddress { target, hbone_port }))
+}
+
+/// A way into a network.
+pub(crate) fn network_gateway(interner: &mut Interner, wire: &v1::NetworkGateway) -> Refused<Gateway> {
+    let address = match wire.address.parse::<IpAddr>() {
+        Ok(address) => GatewayHost::Address(address),
+        Err(_) => GatewayHost::Hostname(wire.address.parse().map_err(|error| format!("{error}"))?),
+    };
+    let trust_domain = interner.trust_domain(&wire.trust_domain)?;
+    let id = SpiffeId::new(trust_domain, &wire.namespace, &wire.service_account);
+    Ok(Gateway {
+        uid: wire.uid.as_str().into(),
+        address,
+        hbone_port: match port_number("gateway port", wire.hbone_port)? {
+            0 => ports::HBONE,
+            port => port,
+        },
+        quic_port: Some(port_number("gateway port", wire.quic_port)?).filter(|&port| port != 0),
+        expected: Arc::new([id.map_err(|error| error.to_string())?]),
+        cluster: interner.text(or(&wire.cluster_id, "Kubernetes")),
+        locality: Locality {
+            region: interner.text(&wire.region),
+            zone: interner.text(&wire.zone),
+            subzone: interner.text(&wire.subzone),
+        },
+        healthy: wire.healthy,
+        rank: 0,
+    })
 }
 
 /// A workload; its key is its uid.

@@ -15,20 +15,22 @@ use tombolo_proto::{type_url, xds};
 use tombolo_types::AddressPlan;
 
 const MAGIC: &[u8; 8] = b"TMBSNAP\n";
-/// Advanced with every change that an older program would misread.
+/// Advanced with every change that an older program would misread. A new type of resources is none: who does not know
+/// it leaves it out, and a file without it says that none was received.
 const FORMAT: u32 = 1;
 const HEADER_BYTES: usize = 8 + 4 + 8;
 const ADDRESSES_SYNCED: u8 = 1;
 const POLICIES_SYNCED: u8 = 2;
 
 /// Types in the order in which they are written.
-const TYPES: [&str; 6] = [
+const TYPES: [&str; 7] = [
     type_url::ADDRESS,
     type_url::AUTHORIZATION,
     type_url::REVOCATIONS,
     type_url::TRUST_BUNDLE,
     type_url::SERVICE_VIP,
     type_url::EXPOSURE,
+    type_url::NETWORK_GATEWAYS,
 ];
 
 /// Why bytes on disk were not taken. The file is to be set aside; the agent starts without it.

@@ -8,10 +8,10 @@ use crate::{
 use imbl::OrdMap;
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 use tombolo_authz::Policy;
-use tombolo_destination::{Index, Locality, Service, Source, Workload};
+use tombolo_destination::{Gateway, Index, Locality, Service, Source, Workload};
 use tombolo_dns::{Addresses, Names};
 use tombolo_proto::{istio::security, istio::workload as wds, tombolo::v1, type_url, xds};
-use tombolo_types::{AddressPlan, DeviceId, Hostname, NamespacedName, NetworkAddress, TrustDomain};
+use tombolo_types::{AddressPlan, DeviceId, Hostname, NamespacedName, NetworkAddress, TrustDomain, networks};
 
 /// One version of the world. Cheap to clone; readers keep a clone and never see it change.
 #[derive(Debug, Clone)]
@@ -27,6 +27,8 @@ pub struct Snapshot {
     pub(crate) revocations: OrdMap<Arc<str>, Arc<Held<Vec<u64>>>>,
     pub(crate) bundles: OrdMap<TrustDomain, Arc<Held<String>>>,
     pub(crate) exposure: Option<Arc<Held<Exposure>>>,
+    /// Ways into networks, by network.
+    pub(crate) gateways: OrdMap<Arc<str>, Arc<Held<Vec<Gateway>>>>,
 }
 
 impl Snapshot {
@@ -43,6 +45,7 @@ impl Snapshot {
             revocations: OrdMap::new(),
             bundles: OrdMap::new(),
             exposure: None,
+            gateways: OrdMap::new(),
         }
     }
 
@@ -149,6 +152,16 @@ impl Snapshot {
                 let checked = check_name(&name, self.exposure_name()).and_then(|()| read_exposure(&message));
                 self.exposure = Some(Held::new(checked.map_err(rejected(name))?, payload));
             }
+            type_url::NETWORK_GATEWAYS => {
+                let (name, message, payload) = open::<v1::NetworkGateways>(type_url, resource)?;
+                let checked = check_name(&name, networks::resource_name(&message.network)).and_then(|()| {
+                    let read = |wire| convert::network_gateway(interner, wire);
+                    message.gateways.iter().map(read).collect::<Result<Vec<_>, _>>()
+                });
+                let gateways = checked.map_err(rejected(name))?;
+                self.gateways
+                    .insert(message.network.into(), Held::new(gateways, payload));
+            }
             _ => {
                 return Err(rejected(resource.name)(format!(
                     "is of the unknown type {type_url:?}"
@@ -186,6 +199,14 @@ impl Snapshot {
                 }
             }
             type_url::EXPOSURE if name == self.exposure_name() => self.exposure = None,
+            type_url::NETWORK_GATEWAYS => {
+                let network = if name == networks::DEFAULT_NETWORK_RESOURCE {
+                    ""
+                } else {
+                    name
+                };
+                self.gateways.remove(network);
+            }
             _ => {}
         }
     }
@@ -252,6 +273,10 @@ impl Snapshot {
                     .iter()
                     .for_each(|h| each(&self.exposure_name(), &h.version, &h.raw));
             }
+            type_url::NETWORK_GATEWAYS => self
+                .gateways
+                .iter()
+                .for_each(|(network, h)| each(networks::resource_name(network), &h.version, &h.raw)),
             _ => {}
         }
     }
@@ -271,11 +296,12 @@ impl Snapshot {
         &self.plan
     }
 
-    /// What ranks of endpoints are measured from: the own record's place if it is known, else the registration's.
+    /// What ranks of endpoints are measured from: the own record's place if it is known, else the registration's. The
+    /// record alone says that this member only dials out, which makes its network another one than its home.
     pub fn source(&self) -> Source {
         let record = self.own_workload();
         Source {
-            network: self.own.network.clone(),
+            network: record.map_or_else(|| self.own.network.clone(), |workload| workload.network.clone()),
             namespace: self.own.namespace.clone(),
             cluster_id: self.own.cluster_id.clone(),
             node: record.map_or_else(|| "".into(), |workload| workload.node.clone()),
@@ -394,6 +420,13 @@ impl Snapshot {
         self.policies.held().len()
     }
 
+    /// Networks that gateways lead into, and these gateways, by network.
+    pub fn networks(&self) -> impl Iterator<Item = (&str, &[Gateway])> {
+        self.gateways
+            .iter()
+            .map(|(network, held)| (&**network, held.item.as_slice()))
+    }
+
     /// Trust domains and their roots (PEM), by trust domain.
     pub fn trust_bundles(&self) -> impl Iterator<Item = (&TrustDomain, &str)> {
         self.bundles
@@ -431,6 +464,12 @@ impl Index for Snapshot {
 
     fn endpoints(&self, key: &NamespacedName, each: &mut dyn FnMut(&Arc<Workload>)) {
         self.registry.endpoints(key).for_each(each);
+    }
+
+    fn gateways(&self, network: &str) -> &[Gateway] {
+        self.gateways
+            .get(network)
+            .map_or(&[], |held| held.item.as_slice())
     }
 }
 

@@ -8,6 +8,7 @@ mod code;
 mod device;
 mod mesh;
 mod names;
+pub mod networks;
 mod reject;
 mod spiffe;
 mod token;

@@ -5,6 +5,8 @@ use crate::{
 };
 use proptest::prelude::*;
 
+mod networks;
+
 /// Resolves port 80 of the service with these endpoints and gives `uid-n@rank -> address` lines, or the reject.
 fn run(service: Service, workloads: Vec<Workload>, port: u16) -> Vec<String> {
     let world = World::new(service, workloads);
@@ -67,7 +69,7 @@ fn one_endpoint() {
             hbone_port: 15008,
         });
     };
-    check("other network with a gateway", gateway, ELSEWHERE);
+    check("a gateway that nobody knows", gateway, ELSEWHERE);
     check(
         "unhealthy in another network",
         |w| (w.network, w.healthy) = ("far".into(), false),
@@ -192,7 +194,6 @@ fn ranks() {
     );
 }
 
-/// Endpoints of other networks cannot be candidates yet, but their distance is defined.
 #[test]
 fn a_leading_network_scope_beats_all_others() {
     let balancing = LoadBalancing {

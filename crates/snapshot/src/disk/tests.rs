@@ -21,7 +21,50 @@ fn full() -> Snapshot {
         ),
         []
     );
+    let gateways = tests::networks::network("far", vec![tests::networks::gateway(1)]);
+    assert_eq!(
+        snapshot.apply(type_url::NETWORK_GATEWAYS, vec![gateways], &[]),
+        []
+    );
     snapshot
+}
+
+/// As programs wrote it that knew nothing of a type.
+fn without(type_url: &str, snapshot: &Snapshot) -> Vec<u8> {
+    let mut bare = tests::empty();
+    for other in TYPES.into_iter().filter(|other| *other != type_url) {
+        snapshot.each_held(other, &mut |name, version, payload| {
+            let any = prost_types::Any {
+                type_url: other.to_owned(),
+                value: payload.to_vec(),
+            };
+            let resource = xds::Resource {
+                name: name.to_owned(),
+                version: version.to_owned(),
+                resource: Some(any),
+                ..xds::Resource::default()
+            };
+            assert_eq!(bare.apply(other, vec![resource], &[]), []);
+        });
+    }
+    bare.encode()
+}
+
+/// A file of a program that knew no gateways is read, and they are asked for anew; one of a program that knows more
+/// types than this one is read without them.
+#[test]
+fn types_come_and_go_with_versions() {
+    let older = decode(&without(type_url::NETWORK_GATEWAYS, &full())).unwrap();
+    assert!(older.held(type_url::NETWORK_GATEWAYS).is_empty());
+    assert_eq!(older.held(type_url::ADDRESS), full().held(type_url::ADDRESS));
+
+    let mut newer = full().encode();
+    for part in ["type.googleapis.com/tombolo.v1.Later", "name", "1", "x"] {
+        put(&mut newer, part.as_bytes());
+    }
+    let sum = checksum(&newer[HEADER_BYTES..]);
+    newer[12..HEADER_BYTES].copy_from_slice(&sum.to_le_bytes());
+    assert_eq!(view(&decode(&newer).unwrap()), view(&full()));
 }
 
 fn decode(bytes: &[u8]) -> Result<Snapshot, SnapshotError> {

@@ -5,6 +5,7 @@ use tombolo_proto::pack;
 
 mod corpus;
 mod history;
+pub(crate) mod networks;
 mod refused;
 mod timing;
 mod virtual_addresses;
@@ -483,11 +484,12 @@ pub(crate) fn view(snapshot: &Snapshot) -> String {
             found
                 .candidates
                 .iter()
-                .map(|one| (one.workload.uid.clone(), one.address))
+                .map(|one| (one.workload.uid.clone(), one.address, one.via.clone()))
                 .collect::<Vec<_>>()
         });
         lines.push(format!("resolve {candidates:?}"));
     }
+    lines.push(format!("networks {:?}", snapshot.networks().collect::<Vec<_>>()));
     lines.push(format!(
         "own {:?}",
         snapshot.own_workload().map(|workload| &workload.uid)
@@ -502,6 +504,7 @@ pub(crate) fn view(snapshot: &Snapshot) -> String {
         type_url::AUTHORIZATION,
         type_url::SERVICE_VIP,
         type_url::REVOCATIONS,
+        type_url::NETWORK_GATEWAYS,
     ] {
         let held: BTreeMap<_, _> = snapshot.held(type_url).into_iter().collect();
         lines.push(format!("held {held:?}"));

@@ -48,6 +48,9 @@ fn any_change() -> impl Strategy<Value = Change> {
                     })
                     .collect();
                 w.addresses = vec![vec![10, 0, 0, address]];
+                if address == 3 {
+                    (w.network, w.addresses) = ("far".into(), vec![]);
+                }
                 if let Some((namespace, hostname)) = instance.as_deref().and_then(|key| key.split_once('/')) {
                     (w.namespace, w.hostname) = (namespace.into(), hostname.into());
                 }
@@ -88,7 +91,17 @@ fn any_change() -> impl Strategy<Value = Change> {
             resource("devices", &v1::Revocations { device_ids }),
         )
     });
-    let upsert = prop_oneof![6 => workloads, 5 => services, 4 => vips, 2 => policies, 1 => revoked];
+    let gateways = (
+        prop::sample::select(vec!["", "far"]),
+        prop::collection::vec(0..4u8, 0..3),
+    )
+        .prop_map(move |(network, all)| {
+            let all: Vec<_> = all.into_iter().map(networks::gateway).collect();
+            let to = networks::network(network, all);
+            change(type_url::NETWORK_GATEWAYS, to.name.clone(), to)
+        });
+    let upsert =
+        prop_oneof![1 => gateways, 6 => workloads, 5 => services, 4 => vips, 2 => policies, 1 => revoked];
     (upsert, prop::bool::weighted(0.3)).prop_map(|(change, removal)| {
         if removal {
             Change { to: None, ..change }
