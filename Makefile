@@ -7,7 +7,7 @@ SHELL := /bin/bash
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 BINS := -p tombolo -p tombolo-agent -p tombolo-netd -p tombolo-discovery -p tombolo-testkit -p tombolo-demo
 
-.PHONY: help setup build demo test bench clean
+.PHONY: help setup build demo test test-slow bench clean
 help:
 	@sed -n '2,4s/^# //p' Makefile
 
@@ -22,6 +22,12 @@ demo: build
 
 test: setup packages-setup
 	@$(ROOT) cargo run --locked --quiet --package xtask -- ci
+
+# A VM with a kernel of its own, and `vagrant up`: a quarter of an hour where there is no KVM. Writes what it saw to
+# tests/vm/RESULTS.md, which is committed.
+test-slow: setup packages-setup
+	@./packaging/box/setup.sh --vagrant
+	@$(ROOT) env TOMBOLO_VM_RESULTS=$(CURDIR)/tests/vm/RESULTS.md cargo run --locked --quiet --package xtask -- slow
 
 bench: setup
 	cargo build --locked --release $(BINS)

@@ -44,7 +44,7 @@ const STAGES: &[Stage] = &[
         budget_min: 12,
         commands: &[
             "cargo test --locked --workspace --exclude tombolo-netns --exclude tombolo-interop \
-            --exclude tombolo-packages --lib --bins --tests -- --show-output",
+            --exclude tombolo-packages --exclude tombolo-vm --lib --bins --tests -- --show-output",
         ],
     },
     Stage {
@@ -72,7 +72,25 @@ const STAGES: &[Stage] = &[
         budget_min: 8,
         commands: &[
             "cargo test --locked -p tombolo-packages --test packages -- --show-output --test-threads=2",
+            "cargo test --locked -p tombolo-vm --lib --test checks -- --show-output",
         ],
+    },
+];
+
+/// What takes too long for every change: real kernels, on an emulated processor where there is no other.
+const SLOW: &[Stage] = &[
+    Stage {
+        name: "release build",
+        budget_min: 10,
+        commands: &[
+            "cargo build --locked --release -p tombolo -p tombolo-agent -p tombolo-netd \
+            -p tombolo-discovery",
+        ],
+    },
+    Stage {
+        name: "vm",
+        budget_min: 40,
+        commands: &["cargo test --locked -p tombolo-vm --test slow -- --show-output --test-threads=1"],
     },
 ];
 
@@ -86,16 +104,25 @@ struct Counts {
 
 /// Runs the named stages, or all. Goes on after a failed stage, so that one run shows everything.
 pub(crate) fn run(names: &[&str]) -> Result<()> {
+    run_of(STAGES, names)
+}
+
+/// The same with the slow stages.
+pub(crate) fn slow(names: &[&str]) -> Result<()> {
+    run_of(SLOW, names)
+}
+
+fn run_of(stages: &[Stage], names: &[&str]) -> Result<()> {
     if let Some(unknown) = names
         .iter()
-        .find(|name| !STAGES.iter().any(|stage| stage.name == **name))
+        .find(|name| !stages.iter().any(|stage| stage.name == **name))
     {
-        let known: Vec<_> = STAGES.iter().map(|stage| stage.name).collect();
+        let known: Vec<_> = stages.iter().map(|stage| stage.name).collect();
         bail!("no stage {unknown}; there are: {}", known.join(", "));
     }
     let start = Instant::now();
     let (mut counts, mut rows, mut failed) = (Counts::default(), Vec::new(), Vec::new());
-    for stage in STAGES
+    for stage in stages
         .iter()
         .filter(|stage| names.is_empty() || names.contains(&stage.name))
     {

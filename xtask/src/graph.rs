@@ -17,6 +17,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("tombolo-flow", 1),
     ("tombolo-snapshot", 2),
     ("tombolo-registry", 2),
+    ("tombolo-federation", 2),
     ("tombolo-runtime", 3),
     ("tombolo-telemetry", 3),
     ("tombolo-control-client", 4),
@@ -33,7 +34,9 @@ const LAYERS: &[(&str, u8)] = &[
     ("tombolo-netns", 8),
     ("tombolo-interop", 8),
     ("tombolo-demo", 8),
+    ("tombolo-simulation", 8),
     ("tombolo-packages", 8),
+    ("tombolo-vm", 9),
     ("xtask", 8),
 ];
 

@@ -101,7 +101,7 @@ impl Yard {
     }
 
     /// Network namespace of the switch.
-    pub(crate) fn hub(&self) -> String {
+    pub fn hub(&self) -> String {
         format!("{}-hub", self.prefix)
     }
 
