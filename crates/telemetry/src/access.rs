@@ -1,4 +1,9 @@
-use std::{fmt, net::SocketAddr, time::Duration};
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 /// Which way a connection goes, seen from this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -70,8 +75,59 @@ fn known(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
 }
 
+/// Lines about failed connections that may come at once, and how many a second after that. journald takes 10,000 in
+/// 30 s from a unit (RateLimitBurst) before it drops whatever comes, findings of the agent included: a client that calls
+/// a closed port in a loop must not use that up. 500 + 30 * 20 lines are an eighth of it.
+const FAILURES_BURST: f64 = 500.0;
+const FAILURES_PER_SECOND: f64 = 20.0;
+/// How often is said how many were left out.
+const LEFT_OUT_EVERY: Duration = Duration::from_secs(10);
+
+/// What may still be written.
+#[derive(Debug)]
+struct Budget {
+    lines: f64,
+    at: Option<Instant>,
+    left_out: u64,
+    said_at: Option<Instant>,
+}
+
+impl Budget {
+    const FULL: Self = Self {
+        lines: FAILURES_BURST,
+        at: None,
+        left_out: 0,
+        said_at: None,
+    };
+
+    /// Whether a line may be written now, and how many were not, if it is time to say so.
+    fn take(&mut self, now: Instant) -> (bool, Option<u64>) {
+        let since = self
+            .at
+            .map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        self.at = Some(now);
+        self.lines = FAILURES_BURST.min(self.lines + since.as_secs_f64() * FAILURES_PER_SECOND);
+        let due = self
+            .said_at
+            .is_none_or(|at| now.saturating_duration_since(at) >= LEFT_OUT_EVERY);
+        if self.lines < 1.0 {
+            self.left_out += 1;
+            return (false, None);
+        }
+        self.lines -= 1.0;
+        let said = (self.left_out > 0 && due).then(|| std::mem::take(&mut self.left_out));
+        if said.is_some() {
+            self.said_at = Some(now);
+        }
+        (true, said)
+    }
+}
+
+/// Of this process.
+static FAILURES: Mutex<Budget> = Mutex::new(Budget::FULL);
+
 /// Writes one line a connection, as a `tracing` event of target `access`: so it is text, JSON or journal fields as the
-/// log is. Refused and failed connections always, others by setting.
+/// log is. By default refused and failed connections only, and of a flood of those a part; by setting all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AccessLog {
     all: bool,
@@ -99,6 +155,21 @@ impl AccessLog {
         let failed = entry.flags != "-";
         if !self.wants(failed) {
             return;
+        }
+        if !self.all {
+            let taken = FAILURES
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(Instant::now());
+            if let Some(count) = taken.1 {
+                tracing::warn!(
+                    count,
+                    "failed connections were not written one by one; the metrics count all"
+                );
+            }
+            if !taken.0 {
+                return;
+            }
         }
         macro_rules! line {
             ($level:ident, $message:literal) => {
@@ -142,13 +213,32 @@ mod tests {
     };
     use tracing_subscriber::fmt::MakeWriter;
 
+    #[test]
+    fn a_flood_of_failures_is_cut() {
+        let mut budget = Budget::FULL;
+        let begun = Instant::now();
+        let (mut written, mut said) = (0_u64, 0);
+        for ms in 0..30_000 {
+            let (write, left_out) = budget.take(begun + Duration::from_millis(ms));
+            written += u64::from(write);
+            said += left_out.unwrap_or(0);
+        }
+        assert!((1000..1200).contains(&written), "{written}");
+        assert!(
+            said > 15_000 && said + budget.left_out + written == 30_000,
+            "{said}"
+        );
+        let (write, left_out) = budget.take(begun + Duration::from_secs(60));
+        assert!(write && left_out.is_some());
+    }
+
     #[derive(Clone, Default)]
     struct Lines(Arc<Mutex<Vec<u8>>>);
     impl Write for Lines {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
             self.0
                 .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .unwrap_or_else(PoisonError::into_inner)
                 .extend_from_slice(bytes);
             Ok(bytes.len())
         }

@@ -17,6 +17,7 @@
 mod access;
 mod journal;
 pub mod log;
+pub mod messages;
 mod metrics;
 mod tcp;
 

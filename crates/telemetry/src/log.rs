@@ -93,6 +93,12 @@ pub fn init(config: &LogConfig) -> Result<(), LogError> {
     Ok(())
 }
 
+/// Says who this process is in the mesh: every line in the journal has it as IDENTITY from then on. The first word
+/// counts.
+pub fn identify(identity: impl std::fmt::Display) {
+    crate::journal::identify(identity.to_string());
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
