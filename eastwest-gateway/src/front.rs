@@ -1,0 +1,252 @@
+//! The public ports. Each connection is looked at before anything is decrypted, and goes to whom it is for: members
+//! (HBONE), hosts that hold reverse sessions, or discovery behind it.
+
+use crate::{
+    config::Settings,
+    hello::{ClientHello, HELLO_MAX, Peeked, peek},
+    metrics::Metrics,
+    passthrough,
+    route::{OUTBOUND_SUFFIX, device_of},
+    service::Calls,
+};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
+use tombolo_control_client::Registration;
+use tombolo_runtime::TaskGroup;
+use tombolo_snapshot::Snapshot;
+use tombolo_tunnel::{ALPN_REVERSE, HalfOpen, Pool, ReverseSession, Server};
+use tombolo_types::{DeviceId, TrustDomain};
+
+/// Longest wait for the first message.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause between looks at a message that has not come whole: it doubles.
+const LOOK: Duration = Duration::from_millis(2);
+/// A host may be quicker than the news of its enrolment.
+const ENTRY_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Everything that a connection may need.
+pub(crate) struct Front {
+    pub(crate) settings: Settings,
+    pub(crate) trust_domain: TrustDomain,
+    pub(crate) server: Server,
+    pub(crate) calls: Arc<Calls>,
+    pub(crate) pool: Pool,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) registration: watch::Receiver<Arc<Registration>>,
+    /// Before it is known what a connection is.
+    pub(crate) unknown: Arc<HalfOpen>,
+    /// Connections to discovery.
+    pub(crate) to_discovery: Arc<HalfOpen>,
+    /// Connections of sidecars.
+    pub(crate) passing: Arc<HalfOpen>,
+    pub(crate) tasks: TaskGroup,
+}
+
+/// What the first message is for.
+#[derive(Debug, PartialEq, Eq)]
+enum Purpose {
+    Hbone,
+    Reverse,
+    Discovery,
+    Unknown,
+}
+
+fn purpose(hello: &ClientHello, trust_domain: &TrustDomain) -> Purpose {
+    let discovery = |name: &str| {
+        name.strip_prefix("discovery.")
+            .is_some_and(|rest| rest == trust_domain.as_str())
+    };
+    match &hello.server_name {
+        Some(name) if discovery(name) => Purpose::Discovery,
+        Some(_) => Purpose::Unknown,
+        None if hello.alpn.iter().any(|protocol| protocol == ALPN_REVERSE) => Purpose::Reverse,
+        None => Purpose::Hbone,
+    }
+}
+
+impl Front {
+    /// Accepts on one of the ports until the group stops.
+    pub(crate) async fn accept(self: Arc<Self>, listener: TcpListener) {
+        loop {
+            let Some((tcp, remote)) = next(&listener).await else {
+                continue;
+            };
+            let Some(place) = self.unknown.enter(remote.ip()) else {
+                self.metrics.accepted("refused");
+                continue;
+            };
+            let front = Arc::clone(&self);
+            self.tasks.spawn_until_stopped("gateway connection", async move {
+                let hello = first_message(&tcp).await;
+                drop(place);
+                match hello {
+                    Some(hello) => front.dispatch(tcp, remote, &hello).await,
+                    None => front.metrics.accepted("refused"),
+                }
+            });
+        }
+    }
+
+    async fn dispatch(self: Arc<Self>, tcp: TcpStream, remote: SocketAddr, hello: &ClientHello) {
+        match purpose(hello, &self.trust_domain) {
+            Purpose::Hbone => {
+                self.metrics.accepted("hbone");
+                self.server.take(tcp, remote, &self.calls, &self.tasks);
+            }
+            Purpose::Reverse => {
+                self.metrics.accepted("reverse");
+                self.reverse(tcp, remote).await;
+            }
+            Purpose::Discovery => {
+                let Some(_place) = self.to_discovery.enter(remote.ip()) else {
+                    self.metrics.accepted("refused");
+                    return;
+                };
+                self.metrics.accepted("discovery");
+                let endpoints = if self.settings.discovery.is_empty() {
+                    self.registration.borrow().endpoints.clone()
+                } else {
+                    self.settings.discovery.clone()
+                };
+                passthrough::to_first(tcp, &endpoints, "discovery").await;
+            }
+            Purpose::Unknown => {
+                self.metrics.accepted("refused");
+                tracing::debug!(%remote, server_name = hello.server_name, "refused: no such name here");
+            }
+        }
+    }
+
+    /// Takes a reverse session, if the host may hold one.
+    async fn reverse(&self, tcp: TcpStream, remote: SocketAddr) {
+        let session = match self.pool.accept_reverse(tcp).await {
+            Ok(session) => session,
+            Err(error) => {
+                tracing::debug!(%remote, %error, "a reverse session was not made");
+                return;
+            }
+        };
+        let peer = Arc::clone(session.peer());
+        let Some(device) = self.admitted(&session).await else {
+            session.cut();
+            tracing::warn!(
+                %remote, peer = %peer.id,
+                "reverse session refused: no WorkloadEntry of an outbound group of this network names this device"
+            );
+            return;
+        };
+        if !self.calls.sessions.insert(device, session) {
+            tracing::warn!(%remote, peer = %peer.id, "reverse session refused: sessions_max is reached");
+            return;
+        }
+        self.count();
+        tracing::info!(%remote, peer = %peer.id, %device, "reverse session");
+    }
+
+    pub(crate) fn count(&self) {
+        let count = i64::try_from(self.calls.sessions.len()).unwrap_or(i64::MAX);
+        self.metrics.sessions.set(count);
+    }
+
+    /// The device, if an entry of the home network names it with this identity.
+    async fn admitted(&self, session: &ReverseSession) -> Option<DeviceId> {
+        let peer = session.peer();
+        let device = peer.device?;
+        let deadline = Instant::now() + ENTRY_PATIENCE;
+        loop {
+            if names(&self.calls.world.load(), device, session) {
+                return Some(device);
+            }
+            if Instant::now() >= deadline || session.is_closed() {
+                return None;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+fn names(world: &Snapshot, device: DeviceId, session: &ReverseSession) -> bool {
+    let home = &world.own().network;
+    world.workloads().any(|workload| {
+        let outbound = workload
+            .network
+            .strip_suffix(OUTBOUND_SUFFIX)
+            .is_some_and(|network| network == &**home);
+        outbound
+            && device_of(&workload.name) == Some(device)
+            && workload
+                .identity()
+                .is_ok_and(|identity| identity == session.peer().id)
+    })
+}
+
+/// The next connection; none when accepting failed, after a pause.
+pub(crate) async fn next(listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
+    match listener.accept().await {
+        Ok(accepted) => Some(accepted),
+        Err(error) => {
+            // Out of file descriptors: wait instead of spinning.
+            tracing::debug!(%error, "accept failed");
+            sleep(Duration::from_millis(100)).await;
+            None
+        }
+    }
+}
+
+/// Looks at what a client says first, without taking it. `None`: too slow, gone, or no TLS.
+pub(crate) async fn first_message(tcp: &TcpStream) -> Option<ClientHello> {
+    let look = async {
+        let mut buffer = vec![0; 2048];
+        let mut pause = LOOK;
+        loop {
+            let count = tcp.peek(&mut buffer).await?;
+            if count == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+            }
+            match peek(buffer.get(..count).unwrap_or_default()) {
+                Peeked::Hello(hello) => return Ok(hello),
+                Peeked::NotTls => return Err(io::ErrorKind::InvalidData.into()),
+                Peeked::Incomplete if count == buffer.len() => buffer.resize(HELLO_MAX, 0),
+                // The socket stays readable while the rest is on its way.
+                Peeked::Incomplete => {
+                    sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_millis(100));
+                }
+            }
+        }
+    };
+    timeout(HELLO_TIMEOUT, look).await.ok()?.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_a_connection_is_for() {
+        let td: TrustDomain = "mesh.example".parse().unwrap();
+        let hello = |name: Option<&str>, alpn: &[&[u8]]| ClientHello {
+            server_name: name.map(str::to_owned),
+            alpn: alpn.iter().map(|protocol| protocol.to_vec()).collect(),
+        };
+        for (name, alpn, expected) in [
+            (None, &[&b"h2"[..]][..], Purpose::Hbone),
+            (None, &[], Purpose::Hbone),
+            (None, &[ALPN_REVERSE], Purpose::Reverse),
+            (Some("discovery.mesh.example"), &[b"h2"], Purpose::Discovery),
+            (Some("discovery.other.example"), &[b"h2"], Purpose::Unknown),
+            (
+                Some("discovery.mesh.example.org"),
+                &[ALPN_REVERSE],
+                Purpose::Unknown,
+            ),
+            (Some("bank.example"), &[b"http/1.1"], Purpose::Unknown),
+        ] {
+            assert_eq!(purpose(&hello(name, alpn), &td), expected, "{name:?}");
+        }
+    }
+}
