@@ -3,10 +3,14 @@
 //! One binary, one module per concern. Each test makes its own lab and removes it. Needs root and the release build.
 
 mod commands;
+mod containers;
 mod enrolment;
+mod guard;
 mod hostile;
 mod lab;
+mod lifecycle;
 mod liveness;
+mod metrics;
 mod names;
 mod policy;
 mod survival;
