@@ -52,7 +52,8 @@ module Mesh
 
     machines.each do |name, machine|
       out = run(machine, "tombolo status")
-      passed.call("#{name}: #{out.lines.first.to_s.strip}")
+      words = out.lines.grep(/^(State|Identity):/).map { |line| line.split(":", 2).last.strip }
+      passed.call("#{name}: #{words.join(', ')}")
     end
     machines.each do |from, machine|
       members.each do |to, group|

@@ -50,8 +50,13 @@ impl Record {
             ],
         )?;
         let date = said("date", &["-u", "+%Y-%m-%d %H:%M UTC"])?;
+        let agent = tombolo_testkit::binaries().join("tombolo-agent");
+        let built = said(
+            "date",
+            &["-u", "+%Y-%m-%d %H:%M UTC", "-r", &agent.display().to_string()],
+        )?;
         let mut section = format!(
-            "## {}\n{date}, commit {commit}.\n\n| what | seen |\n|---|---|\n",
+            "## {}\n{date}, commit {commit}, programs built {built}.\n\n| what | seen |\n|---|---|\n",
             self.section
         );
         for (what, seen) in &self.rows {

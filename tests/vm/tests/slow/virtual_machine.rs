@@ -15,6 +15,12 @@ const IDLE_CPU_PERCENT_MAX: f64 = 1.5;
 /// From the start of the agent's process until it serves; the goal on a real processor is 1 s.
 const READY_MS_MAX: u64 = 15_000;
 
+/// Where an administrator changes the agent's unit.
+const DROP_IN: &str = "/etc/systemd/system/tombolo-agent.service.d";
+/// Memory that the kernel counts for the units, in words.
+const GROUPS: &str = "for unit in agent netd; do \
+    echo \"$unit $(($(systemctl show --value -p MemoryCurrent tombolo-$unit) / 1024)) KiB\"; done";
+
 /// Why there can be no VM here.
 fn obstacle() -> Option<String> {
     let tools = [
@@ -57,6 +63,68 @@ fn calls_work(vm: &Vm, mesh: &Mesh) -> Result<()> {
     })
     .with_context(|| format!("{}\n{}", mesh.peer.journal(), vm.journal()))?;
     ensure!(answer == "vm", "{answer}");
+    Ok(())
+}
+
+/// A limit of memory that an administrator sets holds, and what dies of one comes back.
+fn a_limit_of_memory_holds(vm: &Vm, mesh: &Mesh, record: &mut Record) -> Result<()> {
+    let limit = |size: &str, restart: &str| -> Result<()> {
+        vm.ok(&format!(
+            "mkdir -p {DROP_IN} && printf '[Service]\\nMemoryMax={size}\\nMemorySwapMax=0\\n' > {DROP_IN}/memory.conf && \
+             systemctl daemon-reload && systemctl {restart} tombolo-agent"
+        ))
+        .map(drop)
+    };
+    limit("16M", "restart")?;
+    ensure!(vm.ok("cat /sys/fs/cgroup/system.slice/tombolo-agent.service/memory.max")? == "16777216");
+    calls_work(vm, mesh)?;
+    let peak: u64 = vm
+        .ok("cat /sys/fs/cgroup/system.slice/tombolo-agent.service/memory.peak")?
+        .parse()?;
+    limit("1M", "restart --no-block")?;
+    vm.until("journalctl -q -b -u tombolo-agent | grep -E 'oom-kill|OOM killer'")?;
+    ensure!(
+        vm.ok("systemctl is-active tombolo-netd")? == "active",
+        "netd died with it"
+    );
+    vm.ok(&format!("rm -r {DROP_IN} && systemctl daemon-reload"))?;
+    vm.until("systemctl is-active tombolo-agent")?;
+    calls_work(vm, mesh)?;
+    let seen = format!(
+        "16 MiB: starts and serves, at most {:.1} MiB; 1 MiB: killed by the kernel, host and netd unharmed, back without the limit",
+        peak as f64 / 1048576.0
+    );
+    record.add("MemoryMax= of the agent's unit", seen);
+    Ok(())
+}
+
+/// An orderly boot and a loss of power, both while discovery is dead.
+fn boots(vm: &Vm, mesh: &Mesh, record: &mut Record) -> Result<()> {
+    for (what, orderly) in [("reboot", true), ("loss of power", false)] {
+        // The first call after a boot must not need discovery.
+        mesh.discovery.ok("systemctl stop tombolo-discovery")?;
+        vm.reboot(orderly)?;
+        vm.until("systemctl is-active tombolo-agent")?;
+        let answer = vm.until(&call("catalog"))?;
+        ensure!(answer == "peer", "{answer}");
+        let ready = vm.ready_ms("tombolo-agent")?;
+        ensure!(ready <= READY_MS_MAX, "ready after {ready} ms");
+        mesh.discovery.ok("systemctl start tombolo-discovery")?;
+        calls_work(vm, mesh)?;
+        let when = vm.ok("systemctl show --value -p ActiveEnterTimestampMonotonic tombolo-agent")?;
+        let total = vm.ok("systemd-analyze time | head -1")?;
+        record.add(
+            &format!("{what}, discovery dead"),
+            format!(
+                "agent ready {ready} ms after its start, {:.1} s after the kernel's; calls work; then with discovery in both directions. {total}",
+                when.parse::<u64>()? as f64 / 1e6
+            ),
+        );
+    }
+    record.add(
+        "slowest units of a boot",
+        vm.ok("systemd-analyze blame --no-pager | head -5; systemd-analyze blame --no-pager | grep tombolo")?,
+    );
     Ok(())
 }
 
@@ -145,39 +213,18 @@ fn a_small_vm_joins_by_cloud_init_and_stays_over_boots() -> Result<()> {
         agent <= RSS_MAX_KIB && netd <= RSS_MAX_KIB,
         "{agent} KiB, {netd} KiB"
     );
-    record.add("memory of the control groups", vm.ok("echo \"agent $(($(systemctl show --value -p MemoryCurrent tombolo-agent)/1048576)) MiB, netd $(($(systemctl show --value -p MemoryCurrent tombolo-netd)/1048576)) MiB\"")?);
+    record.add("memory of the control groups", vm.ok(GROUPS)?);
 
-    // --- a limit of memory holds, and what dies of one comes back
     let begun = Instant::now();
     vm.save("joined")?;
-    let limit = |text: &str| -> Result<()> {
-        vm.ok(&format!("mkdir -p /etc/systemd/system/tombolo-agent.service.d && printf '[Service]\\n{text}\\n' > /etc/systemd/system/tombolo-agent.service.d/memory.conf && systemctl daemon-reload && systemctl restart --no-block tombolo-agent")).map(drop)
-    };
-    limit("MemoryMax=64M\\nMemorySwapMax=0")?;
-    vm.until("test \"$(cat /sys/fs/cgroup/system.slice/tombolo-agent.service/memory.max)\" = 67108864 && systemctl is-active tombolo-agent")?;
-    calls_work(&vm, &mesh)?;
-    let peak = vm.ok("cat /sys/fs/cgroup/system.slice/tombolo-agent.service/memory.current")?;
-    limit("MemoryMax=4M\\nMemorySwapMax=0")?;
-    vm.until("journalctl -q -b -u tombolo-agent | grep -E 'oom-kill|Failed with result .oom'")?;
-    ensure!(
-        vm.ok("systemctl is-active tombolo-netd")? == "active",
-        "netd died with it"
-    );
-    vm.ok("rm /etc/systemd/system/tombolo-agent.service.d/memory.conf && systemctl daemon-reload")?;
-    vm.until("systemctl is-active tombolo-agent")?;
-    calls_work(&vm, &mesh)?;
-    record.add(
-        "MemoryMax=",
-        format!("64 MiB: serves with {} MiB; 4 MiB: killed by the kernel, host and netd unharmed, back without the limit", peak.parse::<u64>()? >> 20),
-    );
+    a_limit_of_memory_holds(&vm, &mesh, &mut record)?;
 
     // --- put back to a moment before all that, as a hypervisor does: connections are stale, the clock is behind
     let behind = begun.elapsed().as_secs();
     let begun = Instant::now();
     vm.load("joined")?;
     ensure!(
-        !vm.sh("test -e /etc/systemd/system/tombolo-agent.service.d/memory.conf")?
-            .ok(),
+        !vm.sh(&format!("test -e {DROP_IN}/memory.conf"))?.ok(),
         "it was not put back"
     );
     calls_work(&vm, &mesh)?;
@@ -189,32 +236,7 @@ fn a_small_vm_joins_by_cloud_init_and_stays_over_boots() -> Result<()> {
         ),
     );
 
-    // --- boots
-    for (what, orderly) in [("reboot", true), ("loss of power", false)] {
-        // The first call after a boot must not need discovery.
-        mesh.discovery.ok("systemctl stop tombolo-discovery")?;
-        vm.reboot(orderly)?;
-        vm.until("systemctl is-active tombolo-agent")?;
-        let answer = vm.until(&call("catalog"))?;
-        ensure!(answer == "peer", "{answer}");
-        let ready = vm.ready_ms("tombolo-agent")?;
-        ensure!(ready <= READY_MS_MAX, "ready after {ready} ms");
-        mesh.discovery.ok("systemctl start tombolo-discovery")?;
-        calls_work(&vm, &mesh)?;
-        let when = vm.ok("systemctl show --value -p ActiveEnterTimestampMonotonic tombolo-agent")?;
-        let total = vm.ok("systemd-analyze time | head -1")?;
-        record.add(
-            &format!("{what}, discovery dead"),
-            format!(
-                "agent ready {ready} ms after its start, {:.1} s after the kernel's; calls work; then with discovery in both directions. {total}",
-                when.parse::<u64>()? as f64 / 1e6
-            ),
-        );
-    }
-    record.add(
-        "slowest units of a boot",
-        vm.ok("systemd-analyze blame --no-pager | head -5; systemd-analyze blame --no-pager | grep tombolo")?,
-    );
+    boots(&vm, &mesh, &mut record)?;
     let failed = vm.ok("systemctl --failed --no-legend --plain")?;
     ensure!(failed.is_empty(), "{failed}");
     let loud = vm.ok("journalctl -q --no-pager -b -p err -u tombolo-agent -u tombolo-netd")?;
