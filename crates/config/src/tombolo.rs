@@ -93,6 +93,15 @@ pub mod annotation {
     pub const DELIVER_ALL_PORTS: &str = "tombolo.io/deliver-all-ports";
     /// WorkloadGroup: comma-separated ports that are delivered to loopback.
     pub const DELIVER_LOOPBACK: &str = "tombolo.io/deliver-loopback";
+    /// WorkloadGroup: `outbound` says that its VMs only dial out; they are called through the gateways of their network.
+    pub const REACH: &str = "tombolo.io/reach";
+    /// WorkloadEntry of a gateway: comma-separated `host:port` under which callers outside of its network reach it;
+    /// 15008 at the address of the entry by default.
+    pub const GATEWAY_ADDRESS: &str = "tombolo.io/gateway-address";
+    /// WorkloadEntry of a gateway: port of QUIC at the same hosts.
+    pub const GATEWAY_QUIC_PORT: &str = "tombolo.io/gateway-quic-port";
+    /// ServiceEntry, label: `"true"` exports the service to other clusters.
+    pub const GLOBAL: &str = "istio.io/global";
     /// WorkloadEntry: the WorkloadGroup that it was made from.
     pub const AUTO_REGISTRATION_GROUP: &str = "istio.io/autoRegistrationGroup";
     /// WorkloadEntry, label or annotation: `http` says that it takes HBONE.
@@ -111,7 +120,15 @@ pub mod annotation {
     pub const CANONICAL_REVISION: &str = "service.istio.io/canonical-revision";
 
     /// All of ours.
-    pub const OURS: [&str; 4] = [NODE_LABELS, ADDRESS_CIDRS, DELIVER_ALL_PORTS, DELIVER_LOOPBACK];
+    pub const OURS: [&str; 7] = [
+        NODE_LABELS,
+        ADDRESS_CIDRS,
+        DELIVER_ALL_PORTS,
+        DELIVER_LOOPBACK,
+        REACH,
+        GATEWAY_ADDRESS,
+        GATEWAY_QUIC_PORT,
+    ];
 }
 
 /// What the annotations of a WorkloadGroup allow its VMs. A part that cannot be read allows nothing.
@@ -125,6 +142,8 @@ pub struct GroupOptions {
     pub deliver_all_ports: bool,
     /// Ports that are delivered to loopback.
     pub loopback_ports: BTreeSet<u16>,
+    /// Its VMs only dial out.
+    pub outbound_only: bool,
 }
 
 impl GroupOptions {
@@ -150,6 +169,7 @@ impl GroupOptions {
             loopback_ports: items(annotation::DELIVER_LOOPBACK)
                 .filter_map(|item| item.parse().ok())
                 .collect(),
+            outbound_only: text(annotation::REACH) == "outbound",
         }
     }
 }
@@ -167,6 +187,7 @@ mod tests {
             (annotation::ADDRESS_CIDRS, "10.0.0.0/8,192.0.2.1,x"),
             (annotation::DELIVER_ALL_PORTS, "true"),
             (annotation::DELIVER_LOOPBACK, "8080,70000"),
+            (annotation::REACH, "outbound"),
         ] {
             metadata.annotations.insert(key.to_owned(), value.to_owned());
         }
@@ -179,7 +200,7 @@ mod tests {
             options.address_cidrs,
             ["10.0.0.0/8".parse().unwrap(), "192.0.2.1/32".parse().unwrap()]
         );
-        assert!(options.deliver_all_ports);
+        assert!(options.deliver_all_ports && options.outbound_only);
         assert_eq!(options.loopback_ports, BTreeSet::from([8080]));
     }
 }

@@ -17,7 +17,8 @@ use std::{
 use tombolo_config::{AuthorizationPolicySpec, Kind, Object, PeerAuthenticationSpec, WorkloadGroupSpec};
 
 impl Registry {
-    fn mark(&mut self, key: ObjectKey) {
+    pub(crate) fn mark(&mut self, key: ObjectKey) {
+        self.mark_export(&key);
         self.dirty.insert(Producer::Object(key));
     }
 
@@ -36,8 +37,11 @@ impl Registry {
     }
 
     fn mark_members(&mut self, group: &ObjectKey) {
-        let members = self.group_members.get(group).into_iter().flatten();
-        self.dirty.extend(members.cloned().map(Producer::Object));
+        let members = self.group_members.get(group).cloned().unwrap_or_default();
+        for key in members {
+            self.place_entry(&key);
+            self.mark(key);
+        }
     }
 
     // --- entries
@@ -52,11 +56,12 @@ impl Registry {
             old.as_ref().map_or(&none, |old| &old.labels),
             &new.labels,
         );
+        let elsewhere = self.places.is_remote(&key, &self.settings.network);
         if let Some(old) = &old {
-            self.mark_headless(&key.namespace, &old.labels);
+            self.mark_selecting(&key.namespace, &old.labels, elsewhere);
             self.leave_group(old);
         }
-        self.mark_headless(&key.namespace, &new.labels);
+        self.mark_selecting(&key.namespace, &new.labels, false);
         if let Some(group) = &new.group {
             let group = ObjectKey {
                 kind: Kind::WorkloadGroup,
@@ -81,6 +86,7 @@ impl Registry {
             new.instances = hosts;
         }
         self.entries.insert(key.clone(), new);
+        self.place_entry(&key);
         self.refresh_instances(&key);
         self.vip_dirty.insert(key.clone());
         self.mark(key);
@@ -93,7 +99,9 @@ impl Registry {
         };
         self.entry_labels
             .set(&key.namespace, &key.name, &old.labels, &Labels::new());
-        self.mark_headless(&key.namespace, &old.labels);
+        let elsewhere = self.places.is_remote(key, &self.settings.network);
+        self.mark_selecting(&key.namespace, &old.labels, elsewhere);
+        self.place_entry(key);
         self.leave_group(&old);
         self.set_addresses(key, Some((old.created, &old.addresses)), None);
         self.set_hosts(&old.claimant(), &old.instances, &BTreeSet::new());
@@ -116,24 +124,31 @@ impl Registry {
         }
     }
 
-    /// An entry's own resources, and the lists of headless services that name it.
+    /// An entry's own resources, and what says whether it is healthy: lists of headless services, exports, gateways.
     pub(crate) fn touch_entry(&mut self, key: &ObjectKey) {
         if let Some(entry) = self.entries.get(key) {
             let labels = entry.labels.clone();
-            self.mark_headless(&key.namespace, &labels);
+            self.mark_selecting(&key.namespace, &labels, false);
             self.mark(key.clone());
+        }
+        if self.gateway_entries.contains(key) {
+            let networks = self.places.of(key).cloned().collect();
+            self.refresh_networks(networks);
         }
     }
 
-    fn mark_headless(&mut self, namespace: &Arc<str>, labels: &Labels) {
+    /// Services that select an endpoint: those that list their endpoints, or `all`; and what is told to other clusters.
+    pub(crate) fn mark_selecting(&mut self, namespace: &Arc<str>, labels: &Labels, all: bool) {
         for name in self.service_selectors.matching(namespace, labels) {
             let key = ObjectKey {
                 kind: Kind::ServiceEntry,
                 namespace: namespace.clone(),
                 name,
             };
-            if self.services.get(&key).is_some_and(ServiceState::has_instances) {
+            if all || self.services.get(&key).is_some_and(ServiceState::has_instances) {
                 self.mark(key);
+            } else {
+                self.mark_export(&key);
             }
         }
     }
@@ -202,6 +217,8 @@ impl Registry {
             .flatten()
             .filter_map(|s| s.selector().cloned())
             .collect();
+        let networks = self.inline_networks(&new);
+        self.places.set(&key, networks);
         self.services.insert(key.clone(), new);
         if !same {
             selectors
@@ -218,6 +235,7 @@ impl Registry {
         };
         self.service_selectors.set(&key.namespace, &key.name, None);
         self.services_with_endpoints.remove(key);
+        self.places.set(key, BTreeSet::new());
         self.set_addresses(key, Some((old.created, &old.addresses)), None);
         self.set_service_hosts(Some(&old), None);
         if let Some(selector) = old.selector() {
@@ -298,7 +316,12 @@ impl Registry {
     }
 
     /// Replaces the hosts that a claimant claims, and marks who gains or loses one by it.
-    fn set_hosts(&mut self, claimant: &Claimant, old: &BTreeSet<Arc<str>>, new: &BTreeSet<Arc<str>>) {
+    pub(crate) fn set_hosts(
+        &mut self,
+        claimant: &Claimant,
+        old: &BTreeSet<Arc<str>>,
+        new: &BTreeSet<Arc<str>>,
+    ) {
         let namespace = &claimant.object.namespace;
         let mut touched = BTreeSet::new();
         for host in old.symmetric_difference(new) {
@@ -340,7 +363,7 @@ impl Registry {
 
     // --- virtual addresses
 
-    fn set_addresses(
+    pub(crate) fn set_addresses(
         &mut self,
         key: &ObjectKey,
         old: Option<(i64, &HostAddresses)>,
@@ -392,7 +415,10 @@ impl Registry {
     pub(crate) fn held(&self, claim: &Claim) -> [Option<std::net::IpAddr>; 2] {
         let addresses = match claim.object.kind {
             Kind::WorkloadEntry => self.entries.get(&claim.object).map(|entry| &entry.addresses),
-            Kind::ServiceEntry => self.services.get(&claim.object).map(|service| &service.addresses),
+            Kind::ServiceEntry => match self.services.get(&claim.object) {
+                Some(service) => Some(&service.addresses),
+                None => self.imported_addresses(claim),
+            },
             Kind::WorkloadGroup
             | Kind::AuthorizationPolicy
             | Kind::PeerAuthentication
@@ -419,6 +445,7 @@ impl Registry {
         } else if let Some(entry) = self.entries.get(key) {
             hosts.extend(entry.instances.iter().map(|host| (entry.created, host.clone())));
         }
+        hosts.extend(self.imported_claim(key));
         let claims = hosts.into_iter().filter(|(_, host)| self.owns(key, host));
         let claims = claims.map(|(created, host)| Claim {
             created,

@@ -6,12 +6,17 @@
 //! **Invariant:** no tokio, clock, randomness, files or sockets.
 //! **Invariant:** what is published depends only on the present objects, health and settings, never on the order in
 //! which they came; an incremental publish equals one from scratch.
+//! **Invariant:** what another cluster says counts for its own trust domain, networks and endpoints only, and nothing of
+//! it is told to a third.
 //! **Invariant:** a policy is never weaker than it was written, except where a warning says so.
 
 mod authorization;
 mod changes;
 mod content;
+mod exports;
+mod imports;
 mod mesh_check;
+mod networks;
 mod peer_authentication;
 mod publish;
 mod registry;
@@ -23,7 +28,10 @@ mod vips;
 mod workloads;
 mod world;
 
+pub use exports::{EndpointSummary, Export, ServicePort};
+pub use imports::{ImportedGateway, ImportedVip, Imports, foreign_network};
 pub use mesh_check::{MeshCheck, validate_in_mesh};
+pub use networks::NetworkGateway;
 pub use registry::{Health, Registry};
 pub use settings::MeshSettings;
 pub use vips::{Allocation, Watermark};

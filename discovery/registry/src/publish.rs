@@ -1,6 +1,7 @@
 use crate::{
     Compiled, Registry, World, authorization,
     content::{self, ObjectKey, Output, key},
+    imports::imported_host,
     peer_authentication,
     registry::Producer,
 };
@@ -72,6 +73,10 @@ impl Registry {
     fn outputs(&self, producer: &Producer) -> Vec<Output> {
         let object = match producer {
             Producer::Mesh => return self.mesh_outputs(),
+            Producer::Network(network) => return self.network_outputs(network),
+            Producer::Object(object) if imported_host(object).is_some() => {
+                return self.imported_outputs(object);
+            }
             Producer::Object(object) => object,
         };
         match object.kind {
@@ -100,13 +105,16 @@ impl Registry {
             device_ids: self.revoked.iter().map(|device| device.0).collect(),
         };
         let revoked = content::resource(type_url::REVOCATIONS, REVOCATIONS_NAME.to_owned(), &revoked);
-        let bundles = self.bundles.iter().map(|(trust_domain, roots_pem)| {
-            let bundle = TrustBundle {
-                trust_domain: trust_domain.to_string(),
-                roots_pem: roots_pem.clone(),
-            };
-            content::resource(type_url::TRUST_BUNDLE, trust_domain.to_string(), &bundle)
-        });
+        let bundles = self
+            .merged_bundles()
+            .into_iter()
+            .map(|(trust_domain, roots_pem)| {
+                let bundle = TrustBundle {
+                    trust_domain: trust_domain.to_string(),
+                    roots_pem,
+                };
+                content::resource(type_url::TRUST_BUNDLE, trust_domain.to_string(), &bundle)
+            });
         policies.chain([revoked]).chain(bundles).collect()
     }
 

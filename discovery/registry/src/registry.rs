@@ -1,12 +1,15 @@
 use crate::{
-    Allocation, MeshSettings, Watermark, World,
+    Allocation, Export, Imports, MeshSettings, Watermark, World,
     content::ObjectKey,
+    imports::imported_host,
+    networks::{NetworkState, Places},
     selectors::{Labelled, Selectors},
-    state::{Claimant, EntryState, ServiceState},
+    state::{Claimant, EntryState, HostAddresses, ServiceState},
     vips::{Claim, Vips},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
 use tombolo_config::{
@@ -31,8 +34,10 @@ pub enum Health {
 pub(crate) enum Producer {
     /// Resources that do not hang on one object.
     Mesh,
-    /// Those of an object.
+    /// Those of an object, or of an imported service.
     Object(ObjectKey),
+    /// The gateways of a network.
+    Network(Arc<str>),
 }
 
 /// The merged index: resources, health, revocations and roots go in; immutable worlds come out.
@@ -70,6 +75,21 @@ pub struct Registry {
     /// Claims that lack an address, by object.
     pub(crate) unaddressed: BTreeMap<ObjectKey, BTreeSet<Claim>>,
 
+    /// In which networks endpoints are.
+    pub(crate) places: Places,
+    /// Networks that gateways lead into.
+    pub(crate) networks: BTreeMap<Arc<str>, NetworkState>,
+    pub(crate) gateway_entries: BTreeSet<ObjectKey>,
+    /// By cluster.
+    pub(crate) imports: BTreeMap<Arc<str>, Imports>,
+    /// What clusters say about a service, by what stands for it among the objects.
+    pub(crate) imported: BTreeMap<ObjectKey, BTreeMap<Arc<str>, Export>>,
+    pub(crate) imported_vips: BTreeMap<ObjectKey, HostAddresses>,
+    /// Namespaces whose services are exported.
+    pub(crate) export_rules: BTreeSet<String>,
+    pub(crate) exported: BTreeMap<ObjectKey, Vec<Export>>,
+    pub(crate) exports_dirty: BTreeSet<ObjectKey>,
+
     pub(crate) dirty: BTreeSet<Producer>,
     /// Names of what each producer made last.
     pub(crate) produced: BTreeMap<Producer, Vec<(&'static str, Arc<str>)>>,
@@ -100,6 +120,15 @@ impl Registry {
             hosts: BTreeMap::new(),
             vip_dirty: BTreeSet::new(),
             unaddressed: BTreeMap::new(),
+            places: Places::default(),
+            networks: BTreeMap::new(),
+            gateway_entries: BTreeSet::new(),
+            imports: BTreeMap::new(),
+            imported: BTreeMap::new(),
+            imported_vips: BTreeMap::new(),
+            export_rules: BTreeSet::new(),
+            exported: BTreeMap::new(),
+            exports_dirty: BTreeSet::new(),
             dirty: BTreeSet::from([Producer::Mesh]),
             produced: BTreeMap::new(),
             world: Arc::new(World::empty()),
@@ -182,8 +211,25 @@ impl Registry {
     }
 
     /// VIPs that are still to be given, oldest object first. The caller persists them (see [`Allocation::persist`]) and
-    /// upserts the object again before it publishes; until then each call gives the same answer.
+    /// upserts the object again before it publishes; until then each call gives the same answer. Those of imported
+    /// services come from [`Self::allocate_imported`].
     pub fn allocate(&mut self) -> Vec<Allocation> {
+        let given = self.give_addresses().into_iter();
+        given
+            .filter(|(claim, ..)| imported_host(&claim.object).is_none())
+            .map(|(claim, v4, v6)| Allocation {
+                kind: claim.object.kind,
+                namespace: claim.object.namespace.to_string(),
+                name: claim.object.name.to_string(),
+                host: claim.host.to_string(),
+                v4,
+                v6,
+            })
+            .collect()
+    }
+
+    /// Completes what claims hold, oldest first. The same answer until it is seen as held.
+    pub(crate) fn give_addresses(&mut self) -> Vec<(Claim, Option<Ipv4Addr>, Option<Ipv6Addr>)> {
         for key in std::mem::take(&mut self.vip_dirty) {
             let lacking: BTreeSet<Claim> = self.wanted_addresses(&key);
             let before = self.unaddressed.remove(&key).unwrap_or_default();
@@ -195,35 +241,24 @@ impl Registry {
             }
         }
         let claims: BTreeSet<Claim> = self.unaddressed.values().flatten().cloned().collect();
-        let mut allocations = Vec::new();
+        let mut given = Vec::new();
         for claim in claims {
             let held = self.held(&claim);
-            let given = self.vips.give(&claim, held);
-            if given != held {
-                let [v4, v6] = given;
-                allocations.push(Allocation {
-                    kind: claim.object.kind,
-                    namespace: claim.object.namespace.to_string(),
-                    name: claim.object.name.to_string(),
-                    host: claim.host.to_string(),
-                    v4: v4.and_then(|ip| {
-                        if let std::net::IpAddr::V4(ip) = ip {
-                            Some(ip)
-                        } else {
-                            None
-                        }
-                    }),
-                    v6: v6.and_then(|ip| {
-                        if let std::net::IpAddr::V6(ip) = ip {
-                            Some(ip)
-                        } else {
-                            None
-                        }
-                    }),
-                });
+            let [v4, v6] = self.vips.give(&claim, held);
+            if [v4, v6] == held {
+                continue;
             }
+            let v4 = v4.and_then(|ip| match ip {
+                IpAddr::V4(ip) => Some(ip),
+                IpAddr::V6(_) => None,
+            });
+            let v6 = v6.and_then(|ip| match ip {
+                IpAddr::V6(ip) => Some(ip),
+                IpAddr::V4(_) => None,
+            });
+            given.push((claim, v4, v6));
         }
-        allocations
+        given
     }
 
     /// The highest VIPs given or seen; to be persisted beside the objects.

@@ -89,6 +89,16 @@ impl Registry {
             .annotations
             .get(annotation::TRAFFIC_DISTRIBUTION)
             .map(String::as_str);
+        // Others than SPIFFE ids are for TLS that the application speaks.
+        let written = spec.subject_alt_names.iter();
+        let written = written.filter(|name| name.parse::<SpiffeId>().is_ok());
+        let mut subject_alt_names: Vec<String> = written.cloned().collect();
+        let remote = self.remote_identities(service, owner, host);
+        subject_alt_names.extend(
+            remote
+                .into_iter()
+                .filter(|name| !spec.subject_alt_names.contains(name)),
+        );
         Service {
             name: service.key.name.to_string(),
             namespace: service.key.namespace.to_string(),
@@ -100,13 +110,7 @@ impl Registry {
                 .filter(|port| is_carried(port))
                 .map(one)
                 .collect(),
-            // Others than SPIFFE ids are for TLS that the application speaks.
-            subject_alt_names: spec
-                .subject_alt_names
-                .iter()
-                .filter(|name| name.parse::<SpiffeId>().is_ok())
-                .cloned()
-                .collect(),
+            subject_alt_names,
             load_balancing: load_balancing(spec.resolution, preference),
             canonical: self.is_canonical(owner, host),
             // A list of namespaces cannot be said: narrower than written, never wider.
@@ -120,7 +124,7 @@ impl Registry {
         }
     }
 
-    fn address(&self, net: IpNet) -> NetworkAddress {
+    pub(crate) fn address(&self, net: IpNet) -> NetworkAddress {
         let host = net.prefix_len() == net.max_prefix_len();
         NetworkAddress {
             network: self.settings.network.clone(),

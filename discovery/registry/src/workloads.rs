@@ -24,7 +24,7 @@ use tombolo_proto::{
     tombolo::v1::{DeclaredPort, Exposure},
     type_url,
 };
-use tombolo_types::ports::NEVER_DELIVERED;
+use tombolo_types::{networks, ports::NEVER_DELIVERED};
 
 /// Overrides the start of HBONE by a node agent beside the workload.
 const AMBIENT_REDIRECTION: &str = "ambient.istio.io/redirection";
@@ -131,14 +131,72 @@ impl Registry {
             name: entry.key.name.to_string(),
             services,
             status: status.into(),
-            ..self.workload(
-                &entry.key.namespace,
-                spec,
-                &entry.labels,
-                &object.metadata.annotations,
-                workload_name,
+            ..self.reachable(
+                self.workload(
+                    &entry.key.namespace,
+                    spec,
+                    &entry.labels,
+                    &object.metadata.annotations,
+                    workload_name,
+                ),
+                self.is_outbound_only(entry),
             )
         }
+    }
+
+    /// How others reach it: from outside its network by a gateway, and by nothing else if it only dials out. What such
+    /// a member says about its addresses means nothing to others: two of them may well have the same.
+    fn reachable(&self, mut workload: Workload, outbound_only: bool) -> Workload {
+        workload.network_gateway = self.network_gateway(&workload.network);
+        if outbound_only {
+            workload.network = networks::outbound_of(&workload.network);
+            (workload.addresses, workload.hostname) = (Vec::new(), String::new());
+        }
+        workload
+    }
+
+    /// Networks of the endpoints that are written in a service.
+    pub(crate) fn inline_networks(&self, service: &ServiceState) -> BTreeSet<Arc<str>> {
+        let written = service.spec().endpoints.iter();
+        let written = written.map(|endpoint| self.home_network(endpoint).into());
+        let implied = service
+            .hosts_are_endpoints()
+            .then(|| self.settings.network.as_str().into());
+        written.chain(implied).collect()
+    }
+
+    /// Identities of a service's endpoints in other networks than this registry's own: there a gateway chooses the
+    /// endpoint, and the caller cannot know whom it will meet. `owner` is the service, or the endpoint whose own name
+    /// this is.
+    ///
+    /// Source: Istio, which fills subject_alt_names so where a service spans networks.
+    pub(crate) fn remote_identities(
+        &self,
+        service: &ServiceState,
+        owner: &ObjectKey,
+        host: &str,
+    ) -> BTreeSet<String> {
+        let local = self.settings.network.as_str();
+        let mut found = self.imported_identities(&service.key.namespace, host);
+        if !self.places.any_remote(local) {
+            return found;
+        }
+        let entries = match self.entries.get(owner) {
+            Some(entry) => vec![entry],
+            None => self.selected_entries(service),
+        };
+        // Endpoints that are in no mesh prove nothing.
+        let none = BTreeMap::new();
+        let entries = entries.into_iter().filter(|entry| {
+            let annotations = &entry.object.metadata.annotations;
+            self.places.is_remote(&entry.key, local) && is_tunnelled(&entry.labels, annotations)
+        });
+        let written = service.spec().endpoints.iter();
+        let written = written
+            .filter(|endpoint| self.home_network(endpoint) != local && is_tunnelled(&endpoint.labels, &none));
+        let specs = entries.map(|entry| &entry.object.spec).chain(written);
+        found.extend(specs.filter_map(|spec| self.identity(&service.key.namespace, spec)));
+        found
     }
 
     /// The part of a workload that entries and inline endpoints share.
@@ -155,14 +213,8 @@ impl Registry {
             Err(_) if spec.address.starts_with("unix:") => (Vec::new(), String::new()),
             Err(_) => (Vec::new(), spec.address.clone()),
         };
-        let native = [labels, annotations].iter().any(|from| {
-            from.get(annotation::TUNNEL)
-                .is_some_and(|value| value.split(',').any(|word| word.trim() == "http"))
-        });
-        let redirected = annotations
-            .get(AMBIENT_REDIRECTION)
-            .is_some_and(|value| value == "enabled");
-        let tunnel = if native || redirected {
+        let native = is_native(labels, annotations);
+        let tunnel = if is_tunnelled(labels, annotations) {
             TunnelProtocol::Hbone
         } else {
             TunnelProtocol::None
@@ -181,11 +233,7 @@ impl Registry {
             namespace: namespace.to_owned(),
             addresses,
             hostname,
-            network: if spec.network.is_empty() {
-                self.settings.network.clone()
-            } else {
-                spec.network.clone()
-            },
+            network: self.home_network(spec).to_owned(),
             cluster_id: self.settings.cluster_id.clone(),
             trust_domain: self.settings.trust_domain.to_string(),
             service_account: if spec.service_account.is_empty() {
@@ -327,7 +375,10 @@ impl Registry {
                 name: name.to_string(),
                 services,
                 status: WorkloadStatus::Healthy.into(),
-                ..self.workload(namespace, &endpoint, &endpoint.labels, &none, name)
+                ..self.reachable(
+                    self.workload(namespace, &endpoint, &endpoint.labels, &none, name),
+                    false,
+                )
             }));
         }
         outputs
@@ -380,6 +431,21 @@ impl Registry {
     }
 }
 
+fn is_native(labels: &Labels, annotations: &BTreeMap<String, String>) -> bool {
+    [labels, annotations].iter().any(|from| {
+        from.get(annotation::TUNNEL)
+            .is_some_and(|value| value.split(',').any(|word| word.trim() == "http"))
+    })
+}
+
+/// It takes HBONE, itself or by a node agent.
+pub(crate) fn is_tunnelled(labels: &Labels, annotations: &BTreeMap<String, String>) -> bool {
+    let redirected = annotations
+        .get(AMBIENT_REDIRECTION)
+        .is_some_and(|value| value == "enabled");
+    redirected || is_native(labels, annotations)
+}
+
 /// Ports of a service at an endpoint: the endpoint's port of the same name, else the target port, else the same number.
 pub(crate) fn endpoint_ports(spec: &ServiceEntrySpec, own: &BTreeMap<String, u32>) -> Vec<Port> {
     let one = |port: &ServicePort| Port {
@@ -402,7 +468,8 @@ pub(crate) fn target_port(port: &ServicePort) -> u32 {
     }
 }
 
-fn locality(text: &str) -> Option<Locality> {
+/// `region/zone/subzone`.
+pub(crate) fn locality(text: &str) -> Option<Locality> {
     if text.is_empty() {
         return None;
     }

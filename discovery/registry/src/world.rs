@@ -29,13 +29,14 @@ pub struct World {
 
 impl World {
     /// The types that are published here.
-    pub const TYPES: [&'static str; 6] = [
+    pub const TYPES: [&'static str; 7] = [
         type_url::ADDRESS,
         type_url::AUTHORIZATION,
         type_url::SERVICE_VIP,
         type_url::EXPOSURE,
         type_url::REVOCATIONS,
         type_url::TRUST_BUNDLE,
+        type_url::NETWORK_GATEWAYS,
     ];
 
     /// Without a resource.

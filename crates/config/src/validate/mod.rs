@@ -91,8 +91,14 @@ fn metadata(findings: &mut Findings, kind: Kind, metadata: &Metadata) {
                 findings
                     .0
                     .push(found.with_nearest(nearest(key, annotation::OURS)));
-            } else if kind != Kind::WorkloadGroup {
-                findings.warn(path, "has an effect on a WorkloadGroup only");
+                continue;
+            }
+            let of = match key.as_str() {
+                annotation::GATEWAY_ADDRESS | annotation::GATEWAY_QUIC_PORT => Kind::WorkloadEntry,
+                _ => Kind::WorkloadGroup,
+            };
+            if kind != of {
+                findings.warn(path, format!("has an effect on a {of} only"));
             }
         }
     }

@@ -68,6 +68,9 @@ fn annotations(findings: &mut Findings, object: &Object<WorkloadGroupSpec>) {
             annotation::DELIVER_ALL_PORTS if value != "true" && value != "false" => {
                 findings.error(path, format!("{value:.80?} is neither \"true\" nor \"false\""));
             }
+            annotation::REACH if value != "outbound" => {
+                findings.error(path, format!("{value:.80?} is not \"outbound\""));
+            }
             _ => {}
         }
     }
@@ -439,7 +442,8 @@ mod tests {
             "wg",
             json!({"name": "x", "namespace": "shop", "annotations": {
                 "tombolo.io/node-labels": "version, a b", "tombolo.io/address-cidrs": "10.0.0.0/8,nonsense",
-                "tombolo.io/deliver-all-ports": "yes", "tombolo.io/deliver-loopback": "8080,http"}}),
+                "tombolo.io/deliver-all-ports": "yes", "tombolo.io/deliver-loopback": "8080,http",
+                "tombolo.io/reach": "inbound", "tombolo.io/gateway-address": "gw.example:443"}}),
             json!({"template": {"labels": {"app": "a"}}}),
         );
         assert_eq!(
@@ -450,6 +454,8 @@ mod tests {
                 "metadata.annotations[\"tombolo.io/deliver-loopback\"]: \"http\" is not a port: 1 to 65535",
                 "metadata.annotations[\"tombolo.io/node-labels\"]: \"a b\" is not a label key: [prefix/]name, a name \
                  of at most 63 letters, digits, '-', '_' and '.'",
+                "metadata.annotations[\"tombolo.io/reach\"]: \"inbound\" is not \"outbound\"",
+                "warning: metadata.annotations[\"tombolo.io/gateway-address\"]: has an effect on a WorkloadEntry only",
             ]
         );
     }

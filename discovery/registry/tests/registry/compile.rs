@@ -254,7 +254,11 @@ spec:
     let found = service(&world, "shop/db.example.org");
     assert_eq!(addresses(&found), ["192.0.2.7", "198.51.100.0/24"]);
     assert_eq!(found.visibility(), Visibility::Namespace);
-    assert_eq!(found.subject_alt_names, ["spiffe://mesh.example/ns/shop/sa/db"]);
+    assert_eq!(
+        found.subject_alt_names,
+        ["db", "default"].map(|account| format!("spiffe://mesh.example/ns/shop/sa/{account}")),
+        "the endpoint in another network is met through a gateway"
+    );
     assert_eq!(
         service_vip(&world, "shop/db.example.org").vips,
         ["240.240.0.1", "2001:2::1"]

@@ -3,18 +3,24 @@
 use crate::support::*;
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use tombolo_config::{Kind, Resource};
-use tombolo_registry::{Allocation, Health, Registry, World};
+use tombolo_registry::{
+    Allocation, EndpointSummary, Export, Health, ImportedGateway, ImportedVip, Imports, Registry,
+    ServicePort, World,
+};
 
 /// Hosts that services claim, and instances of the first.
-const HOSTS: [&str; 4] = [
+const HOSTS: [&str; 5] = [
     "h.example.org",
     "n1.h.example.org",
     "endpoint-0.h.example.org",
     "i.example.org",
+    "a.shop.svc.mesh.internal",
 ];
-const NAMESPACES: [&str; 3] = ["shop", "bank", "istio-system"];
+const NAMESPACES: [&str; 4] = ["shop", "bank", "istio-system", "tombolo-system"];
+/// Clusters that tell about themselves.
+const CLUSTERS: [&str; 2] = ["east", "west"];
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -22,6 +28,10 @@ enum Step {
     Remove(Kind, usize, usize),
     Health(usize, usize, bool),
     Allocate,
+    Imports(usize, Option<Imports>),
+    ExportRule(Option<usize>),
+    AllocateImported,
+    DropUnused,
     /// A status written by somebody else, or restored: this address for this host.
     Claim(Kind, usize, usize, usize, u8),
 }
@@ -71,30 +81,120 @@ fn name_of(kind: Kind, name: usize) -> String {
 }
 
 fn group() -> impl Strategy<Value = Value> {
-    (namespace(), name(), 0..3u32, any::<bool>()).prop_map(|(ns, name, port, all)| {
-        let annotations = json!({"annotations": {"tombolo.io/deliver-all-ports": all.to_string()}});
-        object(
-            Kind::WorkloadGroup,
-            metadata(ns, &name_of(Kind::WorkloadGroup, name), 0, annotations),
-            json!({"template": {"ports": {"http": 8080 + port}}}),
-        )
-    })
+    (namespace(), name(), 0..3u32, any::<bool>(), any::<bool>()).prop_map(
+        |(ns, name, port, all, outbound)| {
+            let mut annotations = json!({"annotations": {"tombolo.io/deliver-all-ports": all.to_string()}});
+            if outbound {
+                annotations["annotations"]["tombolo.io/reach"] = json!("outbound");
+            }
+            object(
+                Kind::WorkloadGroup,
+                metadata(ns, &name_of(Kind::WorkloadGroup, name), 0, annotations),
+                json!({"template": {"ports": {"http": 8080 + port}}}),
+            )
+        },
+    )
 }
 
 fn entry_step() -> impl Strategy<Value = Value> {
-    (namespace(), name(), 0..4usize, labels(), labels(), prop::option::of(0..3usize), any::<bool>(), 0..3u32).prop_map(
-        |(ns, name, year, labels, own, group, checked, port)| {
+    (namespace(), name(), 0..4usize, labels(), labels(), prop::option::of(0..3usize), any::<bool>(), 0..3u32, network()).prop_map(
+        |(ns, name, year, labels, own, group, checked, port, network)| {
             let mut annotations = json!({"proxy.istio.io/health-checks-enabled": checked.to_string()});
+            if port > 0 {
+                annotations["networking.istio.io/tunnel"] = json!("http");
+            }
             if let Some(group) = group {
                 annotations["istio.io/autoRegistrationGroup"] = json!(name_of(Kind::WorkloadGroup, group));
             }
             object(
                 Kind::WorkloadEntry,
                 metadata(ns, &name_of(Kind::WorkloadEntry, name), year, json!({"labels": own, "annotations": annotations})),
-                json!({"address": format!("10.0.0.{}", name + 1), "labels": labels, "ports": {"http": 8080 + port}}),
+                json!({"address": format!("10.0.0.{}", name + 1), "labels": labels, "ports": {"http": 8080 + port},
+                    "network": network, "serviceAccount": format!("sa{port}")}),
             )
         },
     )
+}
+
+fn network() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(vec!["", "", "lan"])
+}
+
+fn gateway_step() -> impl Strategy<Value = Value> {
+    let address = prop::sample::select(vec!["", "gw.example.org:443", "gw.example.org:443,192.0.2.1"]);
+    (name(), 0..4usize, network(), address, prop::bool::weighted(0.8)).prop_map(
+        |(name, year, network, address, gateway)| {
+            let account = if gateway { "gateway" } else { "other" };
+            object(
+                Kind::WorkloadEntry,
+                metadata(3, &name_of(Kind::WorkloadEntry, name), year, json!({"annotations": {"tombolo.io/gateway-address": address}})),
+                json!({"address": format!("10.0.1.{}", name + 1), "network": network, "serviceAccount": account}),
+            )
+        },
+    )
+}
+
+fn imports() -> impl Strategy<Value = Option<Imports>> {
+    let export = || {
+        (
+            prop::sample::select(vec!["a", "b"]),
+            80..82u16,
+            0..3u32,
+            network(),
+            prop::sample::select(vec!["", "eu/1"]),
+        )
+            .prop_map(|(name, port, healthy, network, locality)| Export {
+                namespace: "shop".into(),
+                name: name.into(),
+                ports: vec![ServicePort {
+                    name: "http".into(),
+                    port,
+                    protocol: "HTTP".into(),
+                }],
+                sans: vec![format!(
+                    "spiffe://{}.example/ns/shop/sa/a",
+                    if port == 80 { "west" } else { "mesh" }
+                )],
+                endpoints: vec![EndpointSummary {
+                    network: network.into(),
+                    locality: locality.into(),
+                    healthy,
+                    capacity: healthy,
+                }],
+            })
+    };
+    let gateway = || {
+        (network(), 1..3u8).prop_map(|(network, n)| ImportedGateway {
+            address: format!("198.51.100.{n}"),
+            hbone_port: 443,
+            quic_port: None,
+            namespace: "tombolo-system".into(),
+            service_account: "gateway".into(),
+            locality: String::new(),
+            network: network.into(),
+        })
+    };
+    let domain = prop::sample::select(vec!["west.example", "mesh.example"]);
+    let one = (
+        domain,
+        0..3u8,
+        any::<bool>(),
+        prop::sample::select(vec!["", "west.internal"]),
+        prop::collection::vec(gateway(), 0..3),
+        prop::collection::vec(export(), 0..3),
+    )
+        .prop_map(
+            |(domain, root, shares, mesh_domain, gateways, services)| Imports {
+                trust_domain: domain.parse().expect("a trust domain"),
+                roots_pem: format!("-----BEGIN CERTIFICATE-----\n{root}\n-----END CERTIFICATE-----\n"),
+                shares_trust_domain: shares,
+                mesh_domain: mesh_domain.into(),
+                stale: root == 2,
+                gateways,
+                services,
+            },
+        );
+    prop::option::weighted(0.8, one)
 }
 
 fn service_step() -> impl Strategy<Value = Value> {
@@ -105,7 +205,7 @@ fn service_step() -> impl Strategy<Value = Value> {
             let mut spec = json!({"hosts": hosts, "ports": [{"number": 80 + port, "name": "http", "protocol": "HTTP"}],
                 "resolution": "STATIC"});
             match shape {
-                0 => spec["endpoints"] = json!([{"address": "10.9.0.1", "labels": labels}, {"address": "10.9.0.2"}]),
+                0 => spec["endpoints"] = json!([{"address": "10.9.0.1", "labels": labels}, {"address": "10.9.0.2", "network": "lan"}]),
                 1 => spec["resolution"] = json!("DNS"),
                 2 => spec["resolution"] = json!("NONE"),
                 _ => spec["workloadSelector"] = json!({"labels": labels}),
@@ -116,7 +216,10 @@ fn service_step() -> impl Strategy<Value = Value> {
             if shape == 4 {
                 spec["exportTo"] = json!([if port == 0 { "~" } else { "." }]);
             }
-            let labels = json!({"labels": {"networking.istio.io/enable-autoallocate-ip": (!headless).to_string()}});
+            let mut labels = json!({"labels": {"networking.istio.io/enable-autoallocate-ip": (!headless).to_string()}});
+            if shape == 5 {
+                labels["labels"]["istio.io/global"] = json!((port == 0).to_string());
+            }
             object(Kind::ServiceEntry, metadata(ns, &name_of(Kind::ServiceEntry, name), year, labels), spec)
         },
     )
@@ -181,6 +284,13 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (prop::sample::select(kinds), policy_namespace(), name()).prop_map(|(kind, ns, name)| Step::Remove(kind, ns, name)),
         2 => (namespace(), name(), any::<bool>()).prop_map(|(ns, name, up)| Step::Health(ns, name, up)),
         2 => Just(Step::Allocate),
+        2 => gateway_step().prop_map(Step::Put),
+        1 => (name(), any::<bool>()).prop_map(|(name, up)| Step::Health(3, name, up)),
+        1 => name().prop_map(|name| Step::Remove(Kind::WorkloadEntry, 3, name)),
+        2 => (0..CLUSTERS.len(), imports()).prop_map(|(cluster, imports)| Step::Imports(cluster, imports)),
+        1 => prop::option::of(0..2usize).prop_map(Step::ExportRule),
+        1 => Just(Step::AllocateImported),
+        1 => Just(Step::DropUnused),
         2 => (prop::bool::ANY, namespace(), name(), 0..HOSTS.len(), 1..4u8).prop_map(|(entry, ns, name, host, vip)| {
             Step::Claim(if entry { Kind::WorkloadEntry } else { Kind::ServiceEntry }, ns, name, host, vip)
         }),
@@ -193,6 +303,9 @@ type Key = (Kind, String, String);
 struct Model {
     objects: BTreeMap<Key, Resource>,
     health: BTreeMap<(String, String), Health>,
+    imports: BTreeMap<&'static str, Imports>,
+    imported_vips: BTreeSet<ImportedVip>,
+    rules: BTreeSet<String>,
 }
 
 fn contents(world: &World) -> BTreeMap<(&'static str, String), (String, Vec<String>)> {
@@ -270,6 +383,43 @@ fn apply(registry: &mut Registry, model: &mut Model, step: Step) {
             }
             assert!(registry.allocate().is_empty(), "what was persisted needs no more");
         }
+        Step::Imports(cluster, imports) => {
+            registry.set_imports(CLUSTERS[cluster], imports.clone());
+            match imports {
+                Some(imports) => _ = model.imports.insert(CLUSTERS[cluster], imports),
+                None => _ = model.imports.remove(CLUSTERS[cluster]),
+            }
+        }
+        Step::ExportRule(namespace) => {
+            model.rules = namespace
+                .map(|namespace| NAMESPACES[namespace].to_owned())
+                .into_iter()
+                .collect();
+            registry.set_export_rules(model.rules.clone());
+        }
+        Step::AllocateImported => {
+            let given = registry.allocate_imported();
+            assert_eq!(given, registry.allocate_imported());
+            for vip in &given {
+                model
+                    .imported_vips
+                    .retain(|known| (&known.namespace, &known.host) != (&vip.namespace, &vip.host));
+            }
+            model.imported_vips.extend(given.clone());
+            registry.set_imported_vips(given);
+            assert!(
+                registry.allocate_imported().is_empty(),
+                "what was persisted needs no more"
+            );
+        }
+        Step::DropUnused => {
+            for (namespace, host) in registry.unused_imported_vips() {
+                registry.drop_imported_vip(&namespace, &host);
+                model
+                    .imported_vips
+                    .retain(|known| (&known.namespace, &known.host) != (&namespace, &host));
+            }
+        }
         Step::Claim(kind, namespace, name, host, vip) => {
             let key = (kind, NAMESPACES[namespace].to_owned(), name_of(kind, name));
             let Some(object) = model.objects.get_mut(&key) else {
@@ -308,6 +458,16 @@ fn from_scratch(model: &Model, reversed: bool) -> Registry {
     for ((namespace, name), health) in &model.health {
         registry.set_health(namespace, name, health.clone());
     }
+    let mut imports: Vec<_> = model.imports.iter().collect();
+    if reversed {
+        imports.reverse();
+        registry.set_imported_vips(model.imported_vips.clone());
+    }
+    for (cluster, imports) in imports {
+        registry.set_imports(cluster, Some(imports.clone()));
+    }
+    registry.set_imported_vips(model.imported_vips.clone());
+    registry.set_export_rules(model.rules.clone());
     registry
 }
 
@@ -322,9 +482,12 @@ proptest! {
             apply(&mut registry, &mut model, step);
             if publish {
                 let incremental = contents(&registry.publish());
+                let (exports, gateways) = (registry.exports(), registry.gateways());
                 for reversed in [false, true] {
-                    let scratch = contents(&from_scratch(&model, reversed).publish());
-                    prop_assert_eq!(&incremental, &scratch, "after {}", described);
+                    let mut scratch = from_scratch(&model, reversed);
+                    prop_assert_eq!(&incremental, &contents(&scratch.publish()), "after {}", described);
+                    prop_assert_eq!(&exports, &scratch.exports(), "after {}", described);
+                    prop_assert_eq!(&gateways, &scratch.gateways(), "after {}", described);
                 }
             }
         }

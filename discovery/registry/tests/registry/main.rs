@@ -3,5 +3,6 @@
 mod compile;
 mod corpus;
 mod incremental;
+mod networks;
 mod scale;
 mod support;
