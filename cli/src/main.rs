@@ -16,6 +16,7 @@
 
 mod failure;
 mod files;
+mod host_names;
 mod objects;
 mod output;
 mod routes;

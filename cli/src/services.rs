@@ -73,7 +73,7 @@ impl Layout {
         self.run_dir.join("netd/netd.sock")
     }
 
-    fn systemd(&self) -> bool {
+    pub(crate) fn systemd(&self) -> bool {
         !self.no_systemd && Path::new("/run/systemd/system").is_dir()
     }
 
@@ -83,6 +83,12 @@ impl Layout {
 
     pub(crate) fn log_file(&self, service: Service) -> PathBuf {
         self.log_dir.join(format!("{}.log", service.short()))
+    }
+
+    /// Where netd finds the owner's word, and keeps what it must not forget.
+    fn tell_netd(&self, command: &mut Command) {
+        command.arg("--config").arg(&self.config);
+        command.arg("--state-dir").arg(self.state_dir.with_file_name("netd"));
     }
 
     /// The user that the agent runs as.
@@ -181,7 +187,12 @@ impl Started {
 /// Starts what does not run. netd goes first: without mesh0 the agent waits.
 pub(crate) fn start(layout: &Layout) -> Result<Started, Failure> {
     if layout.systemd() {
-        systemctl(&["enable", "--now", "tombolo-netd.service", "tombolo-agent.service"])?;
+        let units = ["tombolo-netd.service", "tombolo-agent.service"];
+        // Started first: it is in the mesh now, whatever becomes of the links in a read-only /etc.
+        systemctl(&[&["start"], &units[..]].concat())?;
+        if let Err(failure) = systemctl(&[&["enable"], &units[..]].concat()) {
+            eprintln!("warning: it runs, but will not start at the next boot: {failure}");
+        }
         return Ok(Started::default());
     }
     let user = layout.user()?;
@@ -197,6 +208,7 @@ pub(crate) fn start(layout: &Layout) -> Result<Started, Failure> {
         let mut command = program(Service::Netd)?;
         command.arg("run").arg("--socket").arg(layout.netd_socket());
         command.arg("--agent-user").arg(&layout.agent_user);
+        layout.tell_netd(&mut command);
         started.spawn(layout, Service::Netd, command)?;
     }
     if !stays(layout, Service::Agent) {
@@ -211,24 +223,42 @@ pub(crate) fn start(layout: &Layout) -> Result<Started, Failure> {
     Ok(started)
 }
 
+/// Has a running netd read the configuration anew. mesh0 stays, and the agent notices.
+pub(crate) async fn renew_netd(layout: &Layout) -> Result<(), Failure> {
+    if layout.systemd() {
+        return systemctl(&["try-restart", "tombolo-netd.service"]);
+    }
+    stop_process(layout, Service::Netd, NETD_STOP_TIMEOUT).await.map(drop)
+}
+
 /// Stops the agent (it drains), has netd take back what it did to the host, and stops netd. True if anything ran.
 pub(crate) async fn stop(layout: &Layout) -> Result<bool, Failure> {
     let systemd = layout.systemd();
     if systemd {
-        systemctl(&["disable", "--now", "tombolo-agent.service"])?;
+        halt("tombolo-agent.service")?;
     }
     let agent = stop_process(layout, Service::Agent, AGENT_STOP_TIMEOUT).await?;
+    // The agent has had them drained; one that it did not know of is told here.
+    for pid in previous(layout) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        let deadline = Instant::now() + AGENT_STOP_TIMEOUT;
+        while is_program(pid, Service::Agent.program()) && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
     // netd knows what it did; where it is gone, its program finds what is left.
     let reverted = match tombolo_capture::netd::NetdClient::connect(&layout.netd_socket()).await {
         Ok(netd) => netd.revert().await.is_ok(),
         Err(_) => false,
     };
     if systemd {
-        systemctl(&["disable", "--now", "tombolo-netd.service"])?;
+        halt("tombolo-netd.service")?;
     }
     let netd = stop_process(layout, Service::Netd, NETD_STOP_TIMEOUT).await?;
     if !reverted && let Ok(mut command) = program(Service::Netd) {
-        let output = command.arg("revert").stdin(Stdio::null()).output();
+        command.arg("revert");
+        layout.tell_netd(&mut command);
+        let output = command.stdin(Stdio::null()).output();
         let output = output.map_err(|error| Failure::plain(format!("tombolo-netd revert: {error}")))?;
         if !output.status.success() {
             let text = String::from_utf8_lossy(&output.stderr);
@@ -241,7 +271,16 @@ pub(crate) async fn stop(layout: &Layout) -> Result<bool, Failure> {
     Ok(agent || netd || systemd)
 }
 
-fn systemctl(args: &[&str]) -> Result<(), Failure> {
+/// Stops a unit and keeps it from starting at boot; the second needs an /etc that can be written.
+fn halt(unit: &str) -> Result<(), Failure> {
+    systemctl(&["stop", unit])?;
+    if let Err(failure) = systemctl(&["disable", unit]) {
+        eprintln!("warning: it is stopped, but starts again at the next boot: {failure}");
+    }
+    Ok(())
+}
+
+pub(crate) fn systemctl(args: &[&str]) -> Result<(), Failure> {
     let failed = |text: &str| Failure::plain(format!("systemctl {}: {text}", args.join(" ")));
     let output = Command::new("systemctl").args(args).stdin(Stdio::null()).output();
     let output = output.map_err(|error| failed(&error.to_string()))?;
@@ -304,12 +343,23 @@ fn spawn(layout: &Layout, service: Service, mut command: Command) -> Result<Chil
 
 /// The process of the pid file, if it is still this program: numbers are used again.
 pub(crate) fn running(layout: &Layout, service: Service) -> Option<Pid> {
-    let pid: i32 = fs::read_to_string(layout.pid_file(service))
-        .ok()?
-        .trim()
-        .parse()
-        .ok()?;
-    is_program(pid, service.program()).then(|| Pid::from_raw(pid))
+    // An agent that was reloaded is another process than the one that was started: it says so in its own folder.
+    let own = (service == Service::Agent).then(|| layout.run_dir.join("agent/agent.pid"));
+    let files = own.into_iter().chain([layout.pid_file(service)]);
+    files
+        .filter_map(|file| fs::read_to_string(file).ok()?.trim().parse().ok())
+        // One that has handed over only serves what was open then.
+        .find(|&pid| is_program(pid, service.program()) && !previous(layout).contains(&pid))
+        .map(Pid::from_raw)
+}
+
+/// Processes of the agent that have handed over at a reload and are not done yet.
+fn previous(layout: &Layout) -> Vec<i32> {
+    let sockets = fs::read_dir(layout.run_dir.join("agent/previous")).into_iter().flatten().flatten();
+    sockets
+        .filter_map(|socket| socket.path().file_stem()?.to_str()?.parse().ok())
+        .filter(|&pid| is_program(pid, Service::Agent.program()))
+        .collect()
 }
 
 /// True if it runs and is not just ending: one that was killed keeps its name for a moment.

@@ -1,17 +1,16 @@
 //! Whether programs of this host find names of the mesh: the resolver is told by netd, and then one is looked up as
 //! any program would.
 
-use crate::agent::{Agent, Options, netd_problem};
-use std::{
-    net::IpAddr,
-    path::{Path, PathBuf},
-    time::Duration,
+use crate::{
+    agent::{Agent, Options, netd_problem},
+    ordinary,
 };
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout, timeout_at},
 };
-use tombolo_capture::netd::{DnsSettings, Families, HostNames, NetdClient};
+use tombolo_capture::netd::{ALIVE_EVERY, DnsSettings, Families, HostNames, NetdClient};
 use tombolo_control_client::Problem;
 use tombolo_runtime::{Reader, TaskGroup};
 use tombolo_snapshot::Snapshot;
@@ -27,6 +26,14 @@ const FOUND_POLL: Duration = Duration::from_secs(60);
 const NOT_FOUND_POLL: Duration = Duration::from_secs(5);
 /// How often is looked for a name to look up, in a mesh without services.
 const NAME_POLL: Duration = Duration::from_millis(50);
+/// So long lookups are tried after a change of the host's resolver, before it is called one that does not work.
+/// netd takes it back by itself after fifteen seconds.
+const TRIAL: Duration = Duration::from_secs(10);
+const TRIAL_POLL: Duration = Duration::from_millis(100);
+/// netd that was started again is there within a second.
+const NETD_AGAIN: Duration = Duration::from_millis(500);
+
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// What programs of this host get.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +66,8 @@ pub(crate) fn follow(
         world: enrolled.world.clone(),
         plan,
         netd: options.netd_socket.clone(),
+        resolv_conf: RESOLV_CONF.into(),
+        needed: names_of(&registration.endpoints),
         settings: DnsSettings {
             domain: registration.mesh_domain.clone(),
             servers: offered
@@ -70,27 +79,47 @@ pub(crate) fn follow(
         own: registration.hostnames.clone(),
     };
     agent.names.send_replace(Verdict::Unknown);
-    group.spawn_until_stopped("names", names.run(agent.names.clone()));
+    group.spawn_until_stopped("names", names.run(agent.names.clone(), agent.host_names.clone()));
+    let beat = beat(options.netd_socket.clone(), agent.host_names.subscribe());
+    group.spawn_until_stopped("names heartbeat", beat);
+}
+
+/// Says that this agent answers, where all names of the host pass through it: netd has them go past a silent one.
+async fn beat(netd: PathBuf, mut said: watch::Receiver<HostNames>) {
+    loop {
+        if said.wait_for(|names| names.alive).await.is_err() {
+            return;
+        }
+        if let Ok(netd) = NetdClient::connect(&netd).await {
+            while said.borrow().alive && netd.alive().await.is_ok() {
+                sleep(ALIVE_EVERY).await;
+            }
+        }
+        sleep(NETD_AGAIN).await;
+    }
 }
 
 struct Names {
     world: Reader<Snapshot>,
     plan: AddressPlan,
     netd: PathBuf,
+    resolv_conf: PathBuf,
+    /// Ordinary names that this host cannot do without: discovery's.
+    needed: Vec<String>,
     settings: DnsSettings,
     /// Names of this host's own services.
     own: Vec<String>,
 }
 
 impl Names {
-    async fn run(self, verdict: watch::Sender<Verdict>) {
+    async fn run(self, verdict: watch::Sender<Verdict>, said: watch::Sender<HostNames>) {
         let deadline = Instant::now() + VERDICT_WITHIN;
+        let mut told = self.tell(&said).await;
         let first = async {
-            let told = self.tell().await;
             while self.example().is_none() {
                 sleep(NAME_POLL).await;
             }
-            self.judge(told).await
+            self.judge(&told).await
         };
         let first = timeout_at(deadline, first).await;
         // Without a name to look up, or while a lookup takes long, the verdict comes later.
@@ -105,29 +134,81 @@ impl Names {
                 }
                 verdict.send_replace(now);
             }
-            sleep(wait).await;
+            if rest(wait, told.as_ref().ok().map(|(netd, _)| netd)).await {
+                // It may have been told something else by the host's owner, and knows nothing of us.
+                sleep(NETD_AGAIN).await;
+                told = self.tell(&said).await;
+            }
             settled = true;
             now = if self.found().await != Some(false) {
                 Verdict::Found
             } else {
                 // Whatever looked up names before, it does not any more.
-                self.judge(self.tell().await).await
+                told = self.tell(&said).await;
+                self.judge(&told).await
             };
         }
     }
 
-    async fn tell(&self) -> Result<HostNames, Problem> {
-        tell(&self.netd, &self.settings).await
+    /// Has netd tell the resolver, and tries what it changed.
+    async fn tell(&self, said: &watch::Sender<HostNames>) -> Result<(NetdClient, HostNames), Problem> {
+        let told = self.told().await;
+        let names = told
+            .as_ref()
+            .map_or_else(|_| HostNames::default(), |(_, names)| names.clone());
+        said.send_if_modified(|before| {
+            let new = *before != names;
+            *before = names;
+            new
+        });
+        told
+    }
+
+    async fn told(&self) -> Result<(NetdClient, HostNames), Problem> {
+        let before = ordinary::answers(&self.resolv_conf, &self.needed).await;
+        let netd = NetdClient::connect(&self.netd).await.map_err(netd_problem)?;
+        let names = netd.set_dns(self.settings.clone()).await.map_err(netd_problem)?;
+        if !names.confirm {
+            return Ok((netd, names));
+        }
+        let problem = self.trial(&before).await;
+        let names = netd.confirm_dns(problem).await.map_err(netd_problem)?;
+        Ok((netd, names))
+    }
+
+    /// Whether a changed resolver finds a name of the mesh, and says of ordinary names what it said before; what it
+    /// does not, otherwise.
+    async fn trial(&self, before: &ordinary::Answers) -> Option<String> {
+        let deadline = Instant::now() + TRIAL;
+        let domain = &self.settings.domain;
+        let mut problem = "lookups take too long".to_owned();
+        let tried = timeout_at(deadline, async {
+            loop {
+                let mesh = match self.found().await {
+                    Some(found) => found,
+                    None => ordinary::is_answered(&self.resolv_conf, domain).await,
+                };
+                if !mesh {
+                    problem = format!("names of {domain} were not found");
+                } else if !before.hold(&ordinary::answers(&self.resolv_conf, &self.needed).await) {
+                    problem = "ordinary names were not answered as before".to_owned();
+                } else {
+                    return;
+                }
+                sleep(TRIAL_POLL).await;
+            }
+        });
+        tried.await.is_err().then_some(problem)
     }
 
     /// That it was told is not that it does it: a lookup says.
-    async fn judge(&self, told: Result<HostNames, Problem>) -> Verdict {
+    async fn judge(&self, told: &Result<(NetdClient, HostNames), Problem>) -> Verdict {
         if self.found().await != Some(false) {
             return Verdict::Found;
         }
         Verdict::NotFound(match told {
-            Ok(names) => Problem::new(Code::NamesNotAsked, cause(&names, &self.settings.domain)),
-            Err(problem) => problem,
+            Ok((_, names)) => Problem::new(Code::NamesNotAsked, cause(names, &self.settings.domain)),
+            Err(problem) => problem.clone(),
         })
     }
 
@@ -157,9 +238,26 @@ impl Names {
     }
 }
 
-async fn tell(netd: &Path, settings: &DnsSettings) -> Result<HostNames, Problem> {
-    let netd = NetdClient::connect(netd).await.map_err(netd_problem)?;
-    netd.set_dns(settings.clone()).await.map_err(netd_problem)
+/// The hosts of endpoints that are names.
+fn names_of(endpoints: &[String]) -> Vec<String> {
+    let hosts = endpoints
+        .iter()
+        .filter_map(|endpoint| endpoint.rsplit_once(':').map(|(host, _)| host));
+    hosts
+        .filter(|host| host.contains('.') && !host.starts_with('[') && host.parse::<IpAddr>().is_err())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Waits; true if netd has gone meanwhile.
+async fn rest(wait: Duration, netd: Option<&NetdClient>) -> bool {
+    match netd {
+        Some(netd) => timeout(wait, netd.closed()).await.is_ok(),
+        None => {
+            sleep(wait).await;
+            false
+        }
+    }
 }
 
 /// What is the matter, and the line that mends it.
@@ -168,9 +266,12 @@ fn cause(names: &HostNames, domain: &str) -> String {
         resolver,
         asks,
         advice,
+        ..
     } = names;
     if *asks {
-        format!("{resolver} was told to ask the mesh for {domain}, and does not: resolvectl query {domain}")
+        format!(
+            "{resolver} was told to ask the mesh for {domain}, and does not: getent hosts NAME, on this host"
+        )
     } else {
         format!("names are looked up by {resolver}, which does not ask the mesh for {domain}; {advice}")
     }
@@ -181,17 +282,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn only_names_are_asked_for() {
+        let endpoints = [
+            "10.0.0.1:15012",
+            "[2001:db8::1]:15012",
+            "discovery.corp.example:15012",
+        ]
+        .map(str::to_owned);
+        assert_eq!(names_of(&endpoints), ["discovery.corp.example"]);
+    }
+
+    #[test]
     fn the_cause_has_the_line() {
         let names = |asks| HostNames {
             resolver: "dnsmasq".into(),
             asks,
             advice: "add: server=/mesh.internal/240.240.255.254".into(),
+            ..HostNames::default()
         };
         let text = cause(&names(false), "mesh.internal");
         assert!(
             text.contains("by dnsmasq") && text.ends_with("server=/mesh.internal/240.240.255.254"),
             "{text}"
         );
-        assert!(cause(&names(true), "mesh.internal").contains("resolvectl"));
+        assert!(cause(&names(true), "mesh.internal").contains("getent"));
     }
 }

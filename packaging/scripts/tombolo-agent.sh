@@ -49,12 +49,15 @@ before_remove() {
 
 after_remove() {
   rm -rf /usr/lib/systemd/system/tombolo-agent.service.d
+  # Of "tombolo up --names resolv-conf".
+  rm -f /etc/systemd/system/tombolo-netd.service.d/tombolo-names.conf
+  remove_empty /etc/systemd/system/tombolo-netd.service.d
   ! booted || systemctl daemon-reload || :
 }
 
 after_purge() {
   forget_units tombolo-netd.service tombolo-agent.service tombolo-join.service
-  rm -rf /var/lib/tombolo/agent /run/tombolo/agent /run/tombolo/netd
+  rm -rf /var/lib/tombolo/agent /var/lib/tombolo/netd /run/tombolo/agent /run/tombolo/netd
   rm -f /var/log/tombolo/agent.log* /var/log/tombolo/netd.log*
   remove_users tombolo-agent
   remove_admin_group

@@ -1,6 +1,6 @@
 use crate::{
     failure::{self, Failure},
-    output,
+    host_names, output,
     services::{self, Layout},
 };
 use std::process::ExitCode;
@@ -49,6 +49,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode, Failure> {
         eprintln!("warning: discovery was not told: {}", failure::shown(problem));
     }
     services::stop(layout).await?;
+    host_names::forget(layout);
     if layout.state_dir.is_dir() {
         State::open(&layout.state_dir, None)?.wipe()?;
     }

@@ -6,7 +6,7 @@ use crate::{
 };
 use serde_json::{Value, json};
 use std::{fmt::Write as _, process::ExitCode};
-use tombolo_proto::tombolo::agent::v1::{Finding, StatusRequest, StatusResponse};
+use tombolo_proto::tombolo::agent::v1::{Finding, HostResolver, PortGuard, StatusRequest, StatusResponse};
 
 /// What this host is in the mesh and how it is. Exits with 1 if something is wrong.
 #[derive(Debug, clap::Args)]
@@ -28,13 +28,7 @@ pub(crate) async fn run(args: Args, sockets: &Sockets) -> Result<ExitCode, Failu
         Format::Name => output::line(format!("{}/{}", status.namespace, status.workload_name)),
         Format::Table | Format::Wide => output::print(&shown(&status)),
     }
-    if status.version != env!("CARGO_PKG_VERSION") {
-        eprintln!(
-            "warning: the agent is version {}, this program {}",
-            status.version,
-            env!("CARGO_PKG_VERSION")
-        );
-    }
+    super::version::warn_of_skew("the agent", &status.version);
     let broken = status.findings.iter().any(|finding| finding.severity == "error")
         || !matches!(status.state.as_str(), "Serving" | "Degraded");
     Ok(ExitCode::from(if broken { failure::ERROR } else { failure::OK }))
@@ -56,7 +50,8 @@ pub(crate) fn finding(finding: &Finding) -> String {
 pub(crate) fn shown(status: &StatusResponse) -> String {
     let mut shown = String::new();
     let mut field = |name: &str, value: &str| {
-        let _ = writeln!(shown, "{:<14}{value}", format!("{name}:"));
+        let name = if name.is_empty() { String::new() } else { format!("{name}:") };
+        let _ = writeln!(shown, "{name:<14}{value}");
     };
     field("State", &status.state);
     if !status.workload_name.is_empty() {
@@ -114,16 +109,62 @@ pub(crate) fn shown(status: &StatusResponse) -> String {
             &if status.captured.is_empty() {
                 "nothing".to_owned()
             } else {
-                status.captured.join(", ")
+                format!("{} (addresses of the mesh, nothing else)", status.captured.join(", "))
             },
         );
-        field("Connections", &status.open_connections.to_string());
+        if let Some(line) = resolver(status) {
+            field("Names", &line);
+        }
+        for (n, line) in plaintext(status).iter().enumerate() {
+            field(if n == 0 { "Plaintext" } else { "" }, line);
+        }
+        let mut connections = status.open_connections.to_string();
+        if status.previous_processes > 0 {
+            let _ = write!(connections, ", and {} in the process before the last reload", status.previous_connections);
+        }
+        field("Connections", &connections);
     }
     for one in &status.findings {
         shown.push('\n');
         shown.push_str(&finding(one));
     }
     shown
+}
+
+/// Who looks up names on this host, and what was done about it.
+pub(crate) fn resolver(status: &StatusResponse) -> Option<String> {
+    let found = status.resolver.as_ref().filter(|found| !found.name.is_empty())?;
+    let HostResolver { name, backend } = found;
+    let domain = &status.mesh_domain;
+    Some(match backend.as_str() {
+        "" => format!("looked up by {name}, which tombolo-netd did not point at the mesh"),
+        "resolv-conf" => format!("all looked up by this agent first, then by {name} (names: resolv-conf)"),
+        backend => format!("looked up by {name}, which asks the mesh for {domain} (names: {backend})"),
+    })
+}
+
+/// A line for each declared port: who may call it past the mesh, and why.
+fn plaintext(status: &StatusResponse) -> Vec<String> {
+    let line = |declared: &PortGuard| {
+        let word = match declared.stance.as_str() {
+            "partly" => "guarded, but to addresses that a policy admits",
+            "unguarded" => "OPEN",
+            word => word,
+        };
+        format!("{} {word}: {}", port(declared), declared.why)
+    };
+    let mut lines: Vec<String> = status.plaintext.iter().map(line).collect();
+    if !lines.is_empty() {
+        lines.push("ports that are not declared are not the mesh's to close".to_owned());
+    }
+    lines
+}
+
+fn port(declared: &PortGuard) -> String {
+    match declared.port {
+        0 => "other ports".to_owned(),
+        port => port.to_string(),
+    }
 }
 
 pub(crate) fn findings(findings: &[Finding]) -> Vec<Value> {
@@ -139,15 +180,26 @@ fn value(status: &StatusResponse) -> Value {
             json!(text::time(unix_ms))
         }
     };
+    let plaintext = |declared: &PortGuard| {
+        let port = match declared.port {
+            0 => json!("*"),
+            port => json!(port),
+        };
+        json!({"port": port, "stance": declared.stance, "why": declared.why})
+    };
+    let plaintext: Vec<Value> = status.plaintext.iter().map(plaintext).collect();
     json!({
-        "version": status.version, "state": status.state, "identity": status.identity,
+        "plaintext": plaintext,
+        "resolver": status.resolver.as_ref().map(|found| json!({"name": found.name, "backend": found.backend})),
+        "version": status.version, "discoveryVersion": status.discovery_version, "state": status.state, "identity": status.identity,
         "workloadName": status.workload_name, "namespace": status.namespace, "serviceAccount": status.service_account,
         "hostnames": status.hostnames, "deviceId": status.device_id, "network": status.network,
         "trustDomain": status.trust_domain, "meshDomain": status.mesh_domain,
         "certificateExpires": at(status.certificate_expires_unix_ms), "controlConnected": status.control_connected,
         "controlEndpoint": status.control_endpoint, "lastChange": at(status.snapshot_unix_ms),
         "snapshotFromDisk": status.snapshot_from_disk, "services": status.services, "workloads": status.workloads,
-        "policies": status.policies, "openConnections": status.open_connections, "captured": status.captured,
+        "policies": status.policies, "openConnections": status.open_connections,
+        "previousProcesses": status.previous_processes, "previousConnections": status.previous_connections, "captured": status.captured,
         "declaredPorts": status.declared_ports, "findings": findings(&status.findings), "now": at(status.now_unix_ms),
     })
 }
@@ -169,6 +221,14 @@ mod tests {
             snapshot_from_disk: true,
             control_endpoint: "d:15012".into(),
             now_unix_ms: 61_000,
+            captured: vec!["240.240.0.0/16".into()],
+            plaintext: [("guarded", 8080), ("unguarded", 9090), ("open", 0)]
+                .map(|(stance, port)| PortGuard {
+                    port,
+                    stance: stance.into(),
+                    why: "PeerAuthentication says STRICT".into(),
+                })
+                .into(),
             findings: vec![Finding {
                 code: "TMB0302".into(),
                 severity: "warning".into(),
@@ -183,10 +243,17 @@ mod tests {
             "from disk, 60s old",
             "TMB0302 warning: d:15012",
             "ports: none",
+            "Captures:     240.240.0.0/16 (addresses of the mesh, nothing else)\n",
+            "Plaintext:    8080 guarded: PeerAuthentication says STRICT\n              9090 OPEN: Peer",
+            "other ports open: ",
+            "not declared are not the mesh's",
         ] {
             assert!(text.contains(part), "{part}\n{text}");
         }
         assert_eq!(value(&status)["controlConnected"], false);
+        let plaintext = value(&status)["plaintext"].clone();
+        assert_eq!(plaintext[0]["port"], 8080);
+        assert_eq!((&plaintext[2]["port"], &plaintext[1]["stance"]), (&json!("*"), &json!("unguarded")));
         let idle = shown(&StatusResponse {
             state: "NotEnrolled".into(),
             ..Default::default()

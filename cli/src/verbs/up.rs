@@ -1,6 +1,6 @@
 use crate::{
     failure::Failure,
-    output, routes,
+    host_names, output, routes,
     services::{self, Layout, Service},
     sockets::Sockets,
     text,
@@ -11,6 +11,7 @@ use std::{
     process::ExitCode,
     time::{Duration, Instant},
 };
+use tombolo_capture::netd::NamesMode;
 use tombolo_control_client::{Claims, Enroller, Registration, State, host};
 use tombolo_proto::tombolo::agent::v1::{StatusRequest, StatusResponse};
 use tombolo_types::{Code, JoinToken};
@@ -42,8 +43,23 @@ pub(crate) struct Args {
     /// KEY=VALUE label of this host; taken if its WorkloadGroup lists the key.
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = super::workload_group::label)]
     labels: Vec<(String, String)>,
+    /// How programs of this host come to names of the mesh: auto, resolved, networkmanager, dnsmasq, unbound,
+    /// resolv-conf or none; recorded in the agent's configuration.
+    ///
+    /// auto changes what looks up names here where that can be done for the mesh's names alone. resolv-conf puts the
+    /// agent before the servers of a plain /etc/resolv.conf: it says what that costs and asks.
+    #[arg(long, value_name = "MODE", value_parser = names_mode)]
+    names: Option<NamesMode>,
+    /// Do not ask for confirmation.
+    #[arg(long)]
+    yes: bool,
     #[command(flatten)]
     layout: Layout,
+}
+
+fn names_mode(text: &str) -> Result<NamesMode, String> {
+    let known = NamesMode::ALL.map(NamesMode::as_str).join(", ");
+    text.parse().map_err(|()| format!("one of {known}"))
 }
 
 /// Steps with the time that each took.
@@ -100,6 +116,13 @@ pub(crate) async fn run(args: Args, sockets: &Sockets) -> Result<ExitCode, Failu
             Code::PrefixTaken,
             format!("{prefix} is in use: {route}"),
         ));
+    }
+    let chosen = match args.names {
+        Some(mode) => host_names::choose(mode, args.yes, layout)?,
+        None => false,
+    };
+    if host_names::fit(layout)? || chosen {
+        services::renew_netd(layout).await?;
     }
     let mut started = services::start(layout)?;
     let status = ready(sockets, layout, &registration, &mut started).await?;
@@ -175,6 +198,17 @@ async fn enroll(
             Code::PrefixTaken,
             format!("{prefix} is in use: {route}"),
         ));
+    }
+    let argument = args.token.as_deref().is_some_and(|token| token != "-");
+    if let Some(problem) = preflight
+        .token
+        .filter(|_| argument)
+        .and_then(|token| token.argument_problem())
+    {
+        return Err(problem.into());
+    }
+    if let Some(token) = preflight.token {
+        progress.step(format!("the token holds: {}", token.left_text()));
     }
     progress.step(format!(
         "clocks agree ({} ms); the mesh's addresses are free",
@@ -260,6 +294,9 @@ fn report(registration: &Registration, status: &StatusResponse, took: Duration) 
     if status.certificate_expires_unix_ms > 0 {
         let expires = text::relative(status.certificate_expires_unix_ms, status.now_unix_ms);
         output::line(format!("  renews by itself; the certificate expires {expires}"));
+    }
+    if let Some(line) = super::status::resolver(status) {
+        output::line(format!("  names     {line}"));
     }
     for finding in &status.findings {
         output::line(format!(

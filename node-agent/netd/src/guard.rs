@@ -134,7 +134,10 @@ fn script(interface: &str, rules: &GuardRules) -> String {
     for guarded in rules.ports.iter().filter(|guarded| !guarded.allowed.is_empty()) {
         let port = guarded.port;
         for (word, v6) in [("ip", false), ("ip6", true)] {
-            let of_family = guarded.allowed.iter().filter(|prefix| prefix.addr().is_ipv6() == v6);
+            let of_family = guarded
+                .allowed
+                .iter()
+                .filter(|prefix| prefix.addr().is_ipv6() == v6);
             let allowed = list_of(of_family);
             if !allowed.is_empty() {
                 let _ = writeln!(decide, "  tcp dport {port} {word} saddr {{ {allowed} }} return");
@@ -153,9 +156,11 @@ fn script(interface: &str, rules: &GuardRules) -> String {
     script
 }
 
-
 fn list_of<T: ToString>(elements: impl Iterator<Item = T>) -> String {
-    elements.map(|element| element.to_string()).collect::<Vec<_>>().join(", ")
+    elements
+        .map(|element| element.to_string())
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 #[cfg(test)]
@@ -173,7 +178,10 @@ mod tests {
     #[test]
     fn a_script_is_one_table() {
         let none = script("mesh0", &GuardRules::default());
-        assert_eq!(none, "table inet tombolo_guard { }\ndelete table inet tombolo_guard\n");
+        assert_eq!(
+            none,
+            "table inet tombolo_guard { }\ndelete table inet tombolo_guard\n"
+        );
         let rules = GuardRules {
             ports: vec![
                 port(8080, &[]),

@@ -1,17 +1,11 @@
-//! Who looks up names on this host, found by reading and nothing else.
+//! Who looks up names on this host, judged by what was read and nothing else.
 
-use std::{
-    fs,
-    net::{IpAddr, Ipv4Addr},
-    path::Path,
-};
-use tombolo_capture::netd::DnsSettings;
+use crate::seen::{Daemon, Seen};
+use std::net::{IpAddr, Ipv4Addr};
+use tombolo_capture::netd::{DnsSettings, NamesMode};
 
 /// Where systemd-resolved listens for programs that speak DNS: its stub, and the one that does not expand names.
 const STUBS: [Ipv4Addr; 2] = [Ipv4Addr::new(127, 0, 0, 53), Ipv4Addr::new(127, 0, 0, 54)];
-/// Its socket for nss-resolve, since systemd 247. Unix sockets are listed in the network namespace that they were made
-/// in only: a resolver of another namespace, seen through a bus that is shared, is not this host's.
-const VARLINK: &str = "/run/systemd/resolve/io.systemd.Resolve";
 
 /// How programs of the host look up names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,39 +28,49 @@ pub(crate) enum Lookup {
     },
 }
 
-impl Lookup {
-    /// Reads below `root`, which is `/` but in tests. `resolved` says whether systemd-resolved is on the bus.
-    pub(crate) fn detect(root: &Path, resolved: bool) -> Self {
-        let read = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_default();
-        let any = |paths: &[&str]| paths.iter().any(|path| root.join(path).exists());
-        let conf = read("etc/resolv.conf");
-        let servers = servers(&conf);
-        let here = read("proc/net/unix").lines().any(|line| line.ends_with(VARLINK));
-        let resolved = resolved && here;
+impl Seen {
+    /// True if programs come to systemd-resolved: by the C library, or by the first server of /etc/resolv.conf.
+    pub(crate) fn leads_to_resolved(&self) -> bool {
         let stub = |server: &IpAddr| STUBS.iter().any(|stub| *server == IpAddr::V4(*stub));
-        if resolved && (nss_resolve(&read("etc/nsswitch.conf")) || servers.first().is_some_and(stub)) {
+        nss_resolve(&self.nsswitch) || self.servers().first().is_some_and(stub)
+    }
+}
+
+impl Lookup {
+    /// Judges.
+    pub(crate) fn of(seen: &Seen) -> Self {
+        if seen.resolved && seen.leads_to_resolved() {
             return Self::Resolved;
         }
+        let servers = seen.servers();
         if let Some(local) = servers.first().filter(|server| server.is_loopback()) {
-            // Processes of other users are not seen from a sandbox; what they leave in /run is, and their units.
-            return if any(&["run/NetworkManager/dnsmasq.pid"]) {
-                Self::NetworkManagerDnsmasq
-            } else if any(&["run/dnsmasq/dnsmasq.pid", "run/dnsmasq.pid"]) || unit(root, "dnsmasq") {
-                Self::Dnsmasq
-            } else if any(&["run/unbound.pid", "run/unbound/unbound.pid"]) || unit(root, "unbound") {
-                Self::Unbound
-            } else if any(&["run/named/named.pid", "run/named.pid"]) || unit(root, "named") {
-                Self::Named
-            } else {
-                Self::Server(*local)
+            return match seen.running.first() {
+                Some(Daemon::NetworkManagerDnsmasq) => Self::NetworkManagerDnsmasq,
+                Some(Daemon::Dnsmasq) => Self::Dnsmasq,
+                Some(Daemon::Unbound) => Self::Unbound,
+                Some(Daemon::Named) => Self::Named,
+                None if seen.network_manager.as_deref() == Some("dnsmasq") => Self::NetworkManagerDnsmasq,
+                None => Self::Server(*local),
             };
         }
-        if resolved {
+        if seen.resolved {
             return Self::ResolvedUnused;
         }
         let by_manager = |line: &str| line.starts_with('#') && line.contains("NetworkManager");
         Self::File {
-            network_manager: conf.lines().any(by_manager),
+            network_manager: matches!(seen.network_manager.as_deref(), Some("default"))
+                || seen.resolv_conf.lines().any(by_manager),
+        }
+    }
+
+    /// The back-end that can point it at the mesh's names alone, without a word of the host's owner.
+    pub(crate) const fn backend(&self) -> Option<NamesMode> {
+        match self {
+            Self::Resolved => Some(NamesMode::Resolved),
+            Self::NetworkManagerDnsmasq => Some(NamesMode::NetworkManager),
+            Self::Dnsmasq => Some(NamesMode::Dnsmasq),
+            Self::Unbound => Some(NamesMode::Unbound),
+            Self::ResolvedUnused | Self::Named | Self::Server(_) | Self::File { .. } => None,
         }
     }
 
@@ -130,21 +134,10 @@ impl Lookup {
                 network_manager: false,
             } => format!(
                 "a plain list of servers cannot have one for {domain} alone; install systemd-resolved, or dnsmasq \
-                 with: {dnsmasq}"
+                 with: {dnsmasq} (or see tombolo up --help, --names resolv-conf, for what that costs)"
             ),
         }
     }
-}
-
-/// The `nameserver` lines, in order. Source: resolv.conf(5).
-fn servers(conf: &str) -> Vec<IpAddr> {
-    let server = |line: &str| {
-        let mut words = line.split_whitespace();
-        (words.next() == Some("nameserver"))
-            .then(|| words.next()?.split('%').next()?.parse().ok())
-            .flatten()
-    };
-    conf.lines().filter_map(server).collect()
 }
 
 /// True if the C library asks systemd-resolved before DNS servers. Source: nsswitch.conf(5), nss-resolve(8).
@@ -157,16 +150,10 @@ fn nss_resolve(nsswitch: &str) -> bool {
     services.find(|service| matches!(*service, "resolve" | "dns")) == Some("resolve")
 }
 
-/// True while a unit of systemd has processes.
-fn unit(root: &Path, name: &str) -> bool {
-    ["sys/fs/cgroup", "sys/fs/cgroup/unified", "sys/fs/cgroup/systemd"]
-        .iter()
-        .any(|tree| root.join(format!("{tree}/system.slice/{name}.service")).exists())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     const NSS: &str = "passwd: files\nhosts: files resolve [!UNAVAIL=return] dns\n";
     const SOCKET: &str = "Num RefCount Protocol Flags Type St Inode Path\n\
@@ -180,7 +167,7 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, content).unwrap();
         }
-        Lookup::detect(root.path(), resolved)
+        Lookup::of(&Seen::read(root.path(), resolved, None))
     }
 
     #[test]
@@ -245,6 +232,79 @@ mod tests {
         assert_eq!(detect(&[], false), file(false));
     }
 
+    /// What was read, and what follows from it.
+    #[test]
+    fn every_kind_of_host() {
+        let stub = "nameserver 127.0.0.53\n";
+        let local = "nameserver 127.0.0.1\nnameserver 10.0.0.1\n";
+        let away = "nameserver 10.0.0.1\nnameserver 127.0.0.1\n";
+        let files = "hosts: files dns\n";
+        let seen = |resolv_conf: &str, nsswitch: &str, resolved, nm: Option<&str>, running: &[Daemon]| Seen {
+            resolv_conf: resolv_conf.into(),
+            nsswitch: nsswitch.into(),
+            resolved,
+            network_manager: nm.map(str::to_owned),
+            running: running.to_vec(),
+            ..Seen::default()
+        };
+        let file = |network_manager| Lookup::File { network_manager };
+        let server = Lookup::Server([127, 0, 0, 1].into());
+        let both = &[Daemon::NetworkManagerDnsmasq, Daemon::Dnsmasq][..];
+        let table = [
+            (seen(stub, files, true, None, &[]), Lookup::Resolved, "resolved"),
+            (
+                seen(away, NSS, true, Some("systemd-resolved"), &[]),
+                Lookup::Resolved,
+                "resolved",
+            ),
+            (seen(away, files, true, None, &[]), Lookup::ResolvedUnused, ""),
+            (
+                seen(local, files, true, None, &[Daemon::Dnsmasq]),
+                Lookup::Dnsmasq,
+                "dnsmasq",
+            ),
+            (
+                seen(local, NSS, true, None, &[Daemon::Dnsmasq]),
+                Lookup::Resolved,
+                "resolved",
+            ),
+            (
+                seen(local, files, false, Some("dnsmasq"), both),
+                Lookup::NetworkManagerDnsmasq,
+                "networkmanager",
+            ),
+            (
+                seen(local, files, false, Some("dnsmasq"), &[]),
+                Lookup::NetworkManagerDnsmasq,
+                "networkmanager",
+            ),
+            (
+                seen(local, files, false, Some("none"), &[Daemon::Unbound]),
+                Lookup::Unbound,
+                "unbound",
+            ),
+            (
+                seen(local, files, false, None, &[Daemon::Named]),
+                Lookup::Named,
+                "",
+            ),
+            (seen(local, files, false, None, &[]), server, ""),
+            (
+                seen(away, files, false, None, &[Daemon::Dnsmasq]),
+                file(false),
+                "",
+            ),
+            (seen(away, files, false, Some("default"), &[]), file(true), ""),
+            (seen(away, files, false, Some("none"), &[]), file(false), ""),
+            (seen("", "", false, None, &[]), file(false), ""),
+        ];
+        for (seen, lookup, backend) in table {
+            let found = Lookup::of(&seen);
+            assert_eq!(found, lookup, "{seen:?}");
+            assert_eq!(found.backend().map_or("", NamesMode::as_str), backend, "{seen:?}");
+        }
+    }
+
     #[test]
     fn advice_is_the_line() {
         let settings = DnsSettings {
@@ -270,7 +330,8 @@ mod tests {
                 Lookup::File {
                     network_manager: false,
                 },
-                "dnsmasq with: server=/mesh.internal/240.240.255.254",
+                "dnsmasq with: server=/mesh.internal/240.240.255.254 (or see tombolo up --help, --names resolv-conf, for \
+                 what that costs)",
             ),
         ] {
             assert!(

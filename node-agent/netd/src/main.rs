@@ -1,21 +1,27 @@
 //! `tombolo-netd`: the one program on a host of the mesh with CAP_NET_ADMIN.
 //!
-//! It owns the link mesh0, the routes of the mesh's virtual addresses and what the host's resolver knows of mesh0, and
-//! nothing else, and does for the agent what
-//! the agent may not do itself. It has no input from the network: the agent, which has, is held to six verbs.
+//! It owns the link mesh0, the routes of the mesh's virtual addresses, what the host's resolver knows of mesh0 and the
+//! nft table of the guard, and nothing else, and does for the agent what the agent may not do itself. It has no input from the network: the agent, which has, is held to six verbs.
 //!
 //! **Invariant:** when it stops, mesh0 and its routes stay, so that calls into the mesh fail at once instead of leaking
 //! to the default route; `revert` (which `tombolo down` and `tombolo leave` ask for) removes them.
 
+mod backends;
+mod bus;
+mod file;
+mod guard;
 mod lookup;
-mod resolved;
+mod resolv;
+mod resolver;
+mod seen;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand};
-use resolved::Resolver;
+use guard::Guard;
+use resolver::{Places, Resolver};
 use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 use tombolo_capture::{
-    netd::{INTERFACE, Mesh0, NetdServer, SOCKET},
+    netd::{GuardRules, HostGuard as _, INTERFACE, Mesh0, NetdServer, SOCKET},
     privilege,
 };
 use tombolo_runtime::TaskGroup;
@@ -61,6 +67,18 @@ struct Link {
     /// Name of the link
     #[arg(long, value_name = "NAME", default_value = INTERFACE)]
     interface: String,
+    /// The agent's configuration: netd takes the host owner's word on names from it
+    #[arg(long, value_name = "FILE", default_value = "/etc/tombolo/agent.yaml")]
+    config: PathBuf,
+    /// Keeps what a changed resolv.conf was before
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/tombolo/netd")]
+    state_dir: PathBuf,
+}
+
+impl Link {
+    fn places(&self) -> Places {
+        Places::new(&self.interface, &self.config, &self.state_dir)
+    }
 }
 
 fn main() -> std::process::ExitCode {
@@ -89,7 +107,10 @@ fn act(cli: Cli) -> anyhow::Result<()> {
             if let Some(folder) = run.socket.parent() {
                 fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
             }
-            let server = NetdServer::bind(&run.socket, agent).map_err(captured)?;
+            let guard = Arc::new(Guard::new(&run.link.interface));
+            let server = NetdServer::bind(&run.socket, agent)
+                .map_err(captured)?
+                .with_guard(guard);
             // Before there is a second thread, and before anything is read from the socket.
             privilege::keep_only_net_admin().map_err(captured)?;
             runtime(&|runtime| runtime.block_on(serve(&server, &run, agent)))
@@ -99,8 +120,12 @@ fn act(cli: Cli) -> anyhow::Result<()> {
             runtime(&|runtime| {
                 runtime.block_on(async {
                     let tasks = TaskGroup::new("netd");
+                    resolver::revert(link.places()).await;
                     let mut mesh0 = Mesh0::new(&link.interface, 0, &tasks).map_err(captured)?;
-                    Ok(mesh0.revert().await?)
+                    let reverted = mesh0.revert().await;
+                    let opened = Guard::new(&link.interface).set(&GuardRules::default()).await;
+                    opened.map_err(|cause| anyhow::Error::msg(Code::GuardRefused.message(cause)))?;
+                    Ok(reverted?)
                 })
             })
         }
@@ -112,7 +137,7 @@ async fn serve(server: &NetdServer, run: &Run, agent: u32) -> anyhow::Result<()>
     let mut mesh0 = Mesh0::new(&run.link.interface, agent, &tasks).map_err(captured)?;
     mesh0.clean_start().await?;
     tracing::info!(socket = %run.socket.display(), agent, link = run.link.interface, "serves");
-    let resolver = Resolver::new(&run.link.interface, &tasks);
+    let resolver = Resolver::new(run.link.places(), &tasks);
     let serving = server.serve_with(mesh0, Some(Arc::new(resolver)), &tasks);
     // Outside of systemd there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);

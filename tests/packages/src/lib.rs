@@ -9,10 +9,12 @@
 
 mod built;
 mod machine;
+mod session;
 mod upstream;
 mod yard;
 
 pub use built::{Built, build, packaging, revision, workspace};
 pub use machine::Machine;
+pub use session::Session;
 pub use upstream::Upstream;
 pub use yard::{Yard, required};

@@ -82,16 +82,18 @@ impl NetdClient {
         .await
     }
 
-    /// Closes declared ports to callers outside of the mesh. Not available in this version.
+    /// Closes declared ports to callers outside of the mesh, these and no others. What is in force stays when the agent
+    /// or netd ends; rules without a port and [`Self::revert`] remove it.
     ///
     /// # Errors
-    /// With `TMB0312`, always.
+    /// With `TMB0314` when nft is missing or the kernel refuses (the rules from before stay), or when the rules are not
+    /// ones that netd takes; when netd is gone.
     pub async fn set_guard(&self, rules: GuardRules) -> Result<(), NetdError> {
         self.done(&Request::SetGuard { rules }).await
     }
 
-    /// Has the host's resolver ask the mesh for names of the mesh, if that can be done without changing a file;
-    /// otherwise says what looks up names here and what an administrator can do.
+    /// Has the host's resolver ask the mesh for names of the mesh, as far as the host's owner lets netd; otherwise says
+    /// what looks up names here and what an administrator can do.
     ///
     /// # Errors
     /// With `TMB0313` when the resolver refuses or the settings are not ones that netd passes on, with `TMB0312` from a
@@ -103,6 +105,35 @@ impl NetdClient {
         } else {
             Err(unexpected(&answer))
         }
+    }
+
+    /// Says how lookups went after a change that `confirm` of the answer to [`Self::set_dns`] asks about; with a problem
+    /// it is taken back.
+    ///
+    /// # Errors
+    /// With `TMB0313` when the resolver refuses; when netd is gone.
+    pub async fn confirm_dns(&self, problem: Option<String>) -> Result<HostNames, NetdError> {
+        let answer = self.ask(&Request::ConfirmDns { problem }).await?.0;
+        if let Answer::Names { names } = answer {
+            Ok(names)
+        } else {
+            Err(unexpected(&answer))
+        }
+    }
+
+    /// Says that the agent answers lookups.
+    ///
+    /// # Errors
+    /// When netd is gone.
+    pub async fn alive(&self) -> Result<(), NetdError> {
+        self.done(&Request::Alive).await
+    }
+
+    /// Waits until netd has closed the connection: it was stopped or started again. Nothing can be asked meanwhile.
+    /// Cancel-safe.
+    pub async fn closed(&self) {
+        let socket = self.socket.lock().await;
+        while matches!(socket.receive().await, Ok(Some(_))) {}
     }
 
     /// Removes mesh0 and all that netd did on this host.

@@ -1,4 +1,4 @@
-use super::{DnsSettings, HostNames, NetdError};
+use super::{DnsSettings, GuardRules, HostNames, NetdError};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use tombolo_types::{AddressPlan, Code};
@@ -17,10 +17,6 @@ pub struct Families {
     /// IPv6.
     pub ipv6: bool,
 }
-
-/// Rules of the guard. There are none in this version.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GuardRules {}
 
 /// Address space that is nobody's on the Internet: reserved for future use, private, shared, benchmarking (RFC 1112,
 /// 1918, 6598, 2544; RFC 5180, 4193).
@@ -89,6 +85,13 @@ pub(super) enum Request {
     SetGuard { rules: GuardRules },
     /// The host's DNS settings.
     SetDns { settings: DnsSettings },
+    /// How lookups went after it.
+    ConfirmDns {
+        #[serde(default)]
+        problem: Option<String>,
+    },
+    /// The agent answers lookups.
+    Alive,
     /// mesh0 and all routes away.
     Revert,
 }

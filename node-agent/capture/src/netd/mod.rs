@@ -5,21 +5,24 @@
 //! message of a connection is `hello` with a version. netd answers root and the agent's user only.
 //!
 //! **Invariant:** netd changes mesh0, routes to it, its own sysctls and the resolver's settings of it, and nothing
-//! else on the host, no file above all; `revert` leaves
-//! none of it.
+//! else on the host but one nft table of its own while policies close a port; `revert` leaves none of it. Of files it makes one of its own in the resolver's folder for such
+//! files, and puts a line into `/etc/resolv.conf` only where the host's owner said so.
 
 mod client;
+mod guard;
 mod mesh0;
 mod message;
 mod names;
 mod netlink;
+mod said;
 mod server;
 mod socket;
 
 pub use client::NetdClient;
+pub use guard::{GuardRules, GuardedPort, HostGuard};
 pub use mesh0::Mesh0;
-pub use message::{Families, GuardRules};
-pub use names::{DnsSettings, HostNames, HostResolver};
+pub use message::Families;
+pub use names::{ALIVE_EVERY, CONFIRM_WITHIN, DnsSettings, HostNames, HostResolver, NamesMode};
 pub use server::NetdServer;
 
 /// Where netd listens.

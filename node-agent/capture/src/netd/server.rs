@@ -1,6 +1,7 @@
 use super::{
-    HostResolver, Mesh0, NetdError,
+    GuardRules, HostGuard, HostResolver, Mesh0, NetdError,
     message::{Answer, Refusal, Request, VERSION},
+    said::Said,
     socket::{Acceptor, PacketSocket, listen_at},
 };
 use std::{
@@ -26,6 +27,7 @@ pub struct NetdServer {
     socket: OwnedFd,
     path: PathBuf,
     agent: u32,
+    guard: Option<Arc<dyn HostGuard>>,
 }
 
 impl NetdServer {
@@ -53,7 +55,15 @@ impl NetdServer {
             socket,
             path: path.to_owned(),
             agent,
+            guard: None,
         })
+    }
+
+    /// With the host's guard for `set_guard`, which is refused without one.
+    #[must_use]
+    pub fn with_guard(mut self, guard: Arc<dyn HostGuard>) -> Self {
+        self.guard = Some(guard);
+        self
     }
 
     /// Serves until the group stops; `set_dns` is refused.
@@ -77,9 +87,10 @@ impl NetdServer {
         let acceptor = Acceptor::new(self.socket.try_clone()?)?;
         let mesh0 = Arc::new(Mutex::new(mesh0));
         let limit = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let said = Arc::new(Said::default());
         let serve = async {
             loop {
-                let (socket, uid) = match acceptor.accept().await {
+                let (socket, uid, process) = match acceptor.accept().await {
                     Ok(accepted) => accepted,
                     Err(error) => {
                         tracing::warn!(%error, "a connection was not accepted");
@@ -96,9 +107,19 @@ impl NetdServer {
                     continue;
                 };
                 let mesh0 = Arc::clone(&mesh0);
+                let said = Arc::clone(&said);
                 let resolver = resolver.clone();
+                let guard = self.guard.clone();
                 tasks.spawn_until_stopped("netd connection", async move {
-                    if let Err(error) = converse(&socket, &mesh0, resolver.as_deref()).await {
+                    if let Err(error) = converse(
+                        &socket,
+                        (&said, process),
+                        &mesh0,
+                        resolver.as_deref(),
+                        guard.as_deref(),
+                    )
+                    .await
+                    {
                         tracing::debug!(%error, uid, "a connection ended");
                     }
                     drop(permit);
@@ -120,8 +141,10 @@ impl NetdServer {
 
 async fn converse(
     socket: &PacketSocket,
+    (said, process): (&Said, i32),
     mesh0: &Mutex<Mesh0>,
     resolver: Option<&dyn HostResolver>,
+    guard: Option<&dyn HostGuard>,
 ) -> io::Result<()> {
     let mut greeted = false;
     while let Some((bytes, _)) = socket.receive().await? {
@@ -146,12 +169,25 @@ async fn converse(
             }
             Ok(_) if !greeted => return Err(io::Error::new(io::ErrorKind::InvalidData, "no hello")),
             Ok(request) => {
-                tracing::info!(?request, "asked");
-                let done = act(request, &mut *mesh0.lock().await, resolver).await;
-                done.unwrap_or_else(|refusal| {
-                    tracing::warn!(code = %refusal.code, cause = refusal.cause, "refused");
-                    (refusal.into(), None)
-                })
+                // Said again and again; the guard logs what changes.
+                let quiet = matches!(request, Request::Alive | Request::SetGuard { .. });
+                let asked = format!("{request:?}");
+                let done = act(request, &mut *mesh0.lock().await, resolver, guard).await;
+                let outcome = match &done {
+                    Ok(_) => "done".to_owned(),
+                    Err(refusal) => format!("{}: {}", refusal.code, refusal.cause),
+                };
+                let news = said.is_news(process, &asked, &outcome);
+                if let Err(refusal) = done.as_ref()
+                    && news
+                {
+                    tracing::warn!(code = %refusal.code, cause = refusal.cause, asked, "refused");
+                } else if news && !quiet {
+                    tracing::info!(asked, "done");
+                } else {
+                    tracing::trace!(asked, outcome, "again");
+                }
+                done.unwrap_or_else(|refusal| (refusal.into(), None))
             }
         };
         let bytes = serde_json::to_vec(&answer).map_err(io::Error::other)?;
@@ -166,6 +202,7 @@ async fn act(
     request: Request,
     mesh0: &mut Mesh0,
     resolver: Option<&dyn HostResolver>,
+    guard: Option<&dyn HostGuard>,
 ) -> Result<(Answer, Option<OwnedFd>), Refusal> {
     let unavailable = |what: &str| Refusal {
         code: Code::NotAvailable,
@@ -182,7 +219,12 @@ async fn act(
             mesh0.set_route(&plan.check()?, families).await?;
             Ok((Answer::Done, None))
         }
-        Request::SetGuard { .. } => Err(unavailable("the guard")),
+        Request::SetGuard { rules } => {
+            let guard = guard.ok_or_else(|| unavailable("the guard"))?;
+            rules.check()?;
+            guard.set(&rules).await.map_err(unguarded)?;
+            Ok((Answer::Done, None))
+        }
         Request::SetDns { settings } => {
             let resolver = resolver.ok_or_else(|| unavailable("setting the host's DNS"))?;
             settings.check()?;
@@ -192,12 +234,39 @@ async fn act(
             })?;
             Ok((Answer::Names { names }, None))
         }
+        Request::ConfirmDns { problem } => {
+            let resolver = resolver.ok_or_else(|| unavailable("setting the host's DNS"))?;
+            let names = resolver.confirm(problem).await.map_err(|cause| Refusal {
+                code: Code::NamesNotAsked,
+                cause,
+            })?;
+            Ok((Answer::Names { names }, None))
+        }
+        Request::Alive => {
+            if let Some(resolver) = resolver {
+                resolver.alive().await;
+            }
+            Ok((Answer::Done, None))
+        }
         Request::Revert => {
             if let Some(resolver) = resolver {
                 resolver.revert().await;
             }
+            // Each is taken back, whatever becomes of the other.
+            let opened = match guard {
+                Some(guard) => guard.set(&GuardRules::default()).await.map_err(unguarded),
+                None => Ok(()),
+            };
             mesh0.undo().await?;
+            opened?;
             Ok((Answer::Done, None))
         }
+    }
+}
+
+fn unguarded(cause: String) -> Refusal {
+    Refusal {
+        code: Code::GuardRefused,
+        cause,
     }
 }

@@ -43,15 +43,15 @@ impl Acceptor {
         Ok(Self(register(fd)?))
     }
 
-    /// The next connection, and the user it comes from. Cancel-safe.
-    pub(super) async fn accept(&self) -> io::Result<(PacketSocket, u32)> {
+    /// The next connection, and the user and the process that it comes from. Cancel-safe.
+    pub(super) async fn accept(&self) -> io::Result<(PacketSocket, u32, i32)> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let accept = |fd: &OwnedFd| Ok(accept4(fd.as_raw_fd(), flags)?);
         let fd = self.0.async_io(Interest::READABLE, accept).await?;
         // SAFETY: accept4 returned this descriptor, and nobody else knows of it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let uid = getsockopt(&fd, sockopt::PeerCredentials)?.uid();
-        Ok((PacketSocket(register(fd)?), uid))
+        let peer = getsockopt(&fd, sockopt::PeerCredentials)?;
+        Ok((PacketSocket(register(fd)?), peer.uid(), peer.pid()))
     }
 }
 

@@ -2,9 +2,9 @@
 
 use crate::{HOST, lifecycle::Mesh, needs_machines};
 use anyhow::{Result, ensure};
-use tombolo_packages::{Machine, Upstream, Yard};
+use tombolo_packages::{Machine, Session, Upstream, Yard};
 
-const NAME: &str = "catalog.shop.svc.mesh.internal";
+pub(crate) const NAME: &str = "catalog.shop.svc.mesh.internal";
 /// As HOST, but for the routes of mesh0.
 const FILES: &str = "sha256sum /etc/resolv.conf /etc/nsswitch.conf /etc/hosts; readlink /etc/resolv.conf; nft -s list ruleset; \
                      iptables-save | sed '/^#/d'";
@@ -41,6 +41,7 @@ fn resolved_asks_the_mesh_for_its_names_alone() -> Result<()> {
     ensure!(lookups(&vm, "before")? == 0);
     let (host, files, settings) = (vm.ok(HOST)?, vm.ok(FILES)?, resolver(&vm)?);
 
+    let mut session = Session::open(&yard, &vm)?;
     let said = vm.sh_with("tombolo up -", &mesh.token("webapp")?)?.checked()?;
     ensure!(!said.text().contains("TMB0313"), "{}", said.text());
     let vip = mesh.vip("catalog")?;
@@ -49,7 +50,9 @@ fn resolved_asks_the_mesh_for_its_names_alone() -> Result<()> {
     ensure!(vm.until(&format!("curl -sS -m 5 http://{NAME}/"))? == "callee");
     // Programs that speak DNS themselves get the same by the stub.
     ensure!(vm.ok(&format!("dig +short +time=2 {NAME}"))? == vip);
-    ensure!(!vm.sh("tombolo status")?.text().contains("TMB0313"));
+    let status = vm.ok("tombolo status")?;
+    let line = "looked up by systemd-resolved, which asks the mesh for mesh.internal (names: resolved)";
+    ensure!(!status.contains("TMB0313") && status.contains(line), "{status}");
     let link = vm.ok("resolvectl status --no-pager mesh0")?;
     for line in [
         "-DefaultRoute -LLMNR -mDNS -DNSOverTLS DNSSEC=no",
@@ -93,6 +96,7 @@ fn resolved_asks_the_mesh_for_its_names_alone() -> Result<()> {
     );
     vm.ok(&format!("kill -CONT {pid}"))?;
     ensure!(failed == 0, "{failed} of 1,000 while the agent was frozen");
+    session.check("frozen")?;
     let drop_in = "/run/systemd/system/tombolo-agent.service.d/zz.conf";
     vm.write(drop_in, "0644", "[Service]\nRestartSec=60s\nRestartSteps=0\n")?;
     vm.ok("systemctl daemon-reload && systemctl kill -s KILL tombolo-agent")?;
@@ -102,12 +106,29 @@ fn resolved_asks_the_mesh_for_its_names_alone() -> Result<()> {
         "it was back already"
     );
     ensure!(vm.ok(FILES)? == files, "kill -9 changed a file");
+    session.check("killed")?;
     vm.ok(&format!(
         "rm {drop_in} && systemctl daemon-reload && systemctl restart tombolo-agent"
     ))?;
     vm.until(&format!(
         "test \"$(getent ahostsv4 {NAME} | head -1 | cut -d' ' -f1)\" = {vip}"
     ))?;
+    // Its discovery hears nothing and says nothing any more.
+    let discovery = mesh.discovery.address();
+    let hole = format!("ip route add blackhole {discovery}/32");
+    vm.ok(&hole)?;
+    ensure!(
+        !vm.sh(&format!("nc -z -w1 {discovery} 15012"))?.ok(),
+        "discovery is still reached"
+    );
+    ensure!(lookups(&vm, "black-holed")? == 0);
+    session.check("black-holed")?;
+    ensure!(
+        vm.ok(&format!("getent ahostsv4 {NAME} | head -1 | cut -d' ' -f1"))? == vip,
+        "the snapshot serves"
+    );
+    ensure!(vm.ok(FILES)? == files);
+    vm.ok(&hole.replace(" add ", " del "))?;
     // mesh0 is another link now.
     vm.ok("ip link del mesh0")?;
     vm.until("resolvectl domain mesh0 | grep -F '~mesh.internal'")?;
@@ -124,7 +145,7 @@ fn resolved_asks_the_mesh_for_its_names_alone() -> Result<()> {
     ensure!(vm.ok(HOST)? == host, "before:\n{host}\nafter:\n{}", vm.ok(HOST)?);
     ensure!(!vm.sh(&format!("getent hosts {NAME}"))?.ok());
     ensure!(lookups(&vm, "down")? == 0);
-    Ok(())
+    session.check("down")
 }
 
 #[test]
