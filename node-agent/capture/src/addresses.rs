@@ -2,6 +2,7 @@
 
 use crate::shared::Shared;
 use futures_util::StreamExt as _;
+use ipnet::IpNet;
 use nix::ifaddrs::getifaddrs;
 use rtnetlink::MulticastGroup;
 use std::{io, net::IpAddr, sync::Arc, time::Duration};
@@ -18,6 +19,28 @@ pub(crate) fn host_addresses() -> io::Result<Vec<IpAddr>> {
         v4.or_else(|| address.as_sockaddr_in6().map(|address| address.ip().into()))
     });
     Ok(addresses.collect())
+}
+
+/// The prefixes of some links. Link-local ones are left out: every link has the same.
+pub(crate) fn link_prefixes(links: &[String]) -> io::Result<Vec<IpNet>> {
+    if links.is_empty() {
+        return Ok(Vec::new());
+    }
+    let of_links = getifaddrs()?.filter(|interface| links.contains(&interface.interface_name));
+    let prefixes = of_links.filter_map(|interface| {
+        let (address, mask) = (interface.address?, interface.netmask?);
+        let v4 = || {
+            let (address, mask) = (address.as_sockaddr_in()?.ip(), mask.as_sockaddr_in()?.ip());
+            IpNet::with_netmask(address.into(), mask.into()).ok()
+        };
+        let v6 = || {
+            let (address, mask) = (address.as_sockaddr_in6()?.ip(), mask.as_sockaddr_in6()?.ip());
+            let prefix = IpNet::with_netmask(address.into(), mask.into()).ok()?;
+            (!address.is_unicast_link_local()).then_some(prefix)
+        };
+        v4().or_else(v6).map(|prefix| prefix.trunc())
+    });
+    Ok(prefixes.collect())
 }
 
 /// Keeps the source filter up to date until the group stops.

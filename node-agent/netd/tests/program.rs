@@ -7,7 +7,7 @@ use std::{
     process::{Child, Command, Output},
     time::{Duration, Instant},
 };
-use tombolo_capture::netd::{Families, NetdClient};
+use tombolo_capture::netd::{Families, GuardRules, GuardedPort, NetdClient};
 use tombolo_types::AddressPlan;
 
 const NETD: &str = env!("CARGO_BIN_EXE_tombolo-netd");
@@ -77,6 +77,52 @@ fn netd(args: &[&str]) -> Output {
 
 fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// The guard: it outlives netd, comes again after somebody has flushed all tables, and takes no strange port.
+fn guarded(netd: Netd, socket: &Path) -> Netd {
+    let set = |ports: &[u16]| {
+        let port = |port: &u16| GuardedPort {
+            port: *port,
+            allowed: vec!["192.0.2.0/24".parse().unwrap()],
+        };
+        let rules = GuardRules {
+            ports: ports.iter().map(port).collect(),
+        };
+        runtime().block_on(async { NetdClient::connect(socket).await.unwrap().set_guard(rules).await })
+    };
+    let shown = || shell("nft -s list ruleset");
+    assert_eq!(shown(), "", "nothing before it is asked for");
+    set(&[8080, 9090]).unwrap();
+    let in_force = shown();
+    assert!(in_force.starts_with("table inet tombolo_guard"), "{in_force}");
+    set(&[8080, 9090]).unwrap();
+    shell("nft flush ruleset");
+    set(&[8080, 9090]).unwrap();
+    assert_eq!(shown(), in_force, "set again");
+    for ports in [
+        vec![0],
+        vec![22],
+        vec![15008],
+        vec![80, 80],
+        (1000..1300).collect(),
+    ] {
+        let error = set(&ports).unwrap_err().to_string();
+        assert!(error.starts_with("TMB0314"), "{ports:?}: {error}");
+    }
+    assert!(
+        set(&(1000..11_000).collect::<Vec<u16>>()).is_err(),
+        "longer than a message"
+    );
+    assert_eq!(shown(), in_force, "what is refused changes nothing");
+    assert!(!netd.end("KILL"));
+    let netd = Netd::start(socket);
+    assert_eq!(shown(), in_force, "it outlives netd");
+    set(&[]).unwrap();
+    assert_eq!(shown(), "");
+    set(&[8080]).unwrap();
+    assert!(shown().contains("8080"), "left for revert");
+    netd
 }
 
 fn missing() -> Option<&'static str> {
@@ -175,7 +221,7 @@ fn the_life_of_netd() {
     assert!(!second.end("KILL"));
     drop(tun);
     assert!(shell("ip route").contains("unreachable"));
-    let third = Netd::start(&socket);
+    let mut third = Netd::start(&socket);
     assert_eq!(shell("ip route show table all"), before);
     runtime().block_on(async {
         let client = NetdClient::connect(&socket).await.unwrap();
@@ -187,6 +233,7 @@ fn the_life_of_netd() {
         client.set_address(plan, true, true).await.unwrap();
         client.set_route(plan, true, false).await.unwrap();
     });
+    third = guarded(third, &socket);
     assert!(third.end("TERM"));
 
     // Without a running netd: `revert` by the command line, twice.
@@ -194,6 +241,7 @@ fn the_life_of_netd() {
         let output = netd(&["revert"]);
         assert!(output.status.success(), "{output:?}");
         assert_eq!(shell("ip route show table all"), before);
+        assert_eq!(shell("nft list ruleset"), "");
     }
     let output = netd(&[
         "run",
