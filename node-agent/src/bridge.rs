@@ -75,11 +75,21 @@ mod tests {
         );
         assert_eq!(read("docker0"), Ok(Bridge::Link("docker0".into())));
         assert_eq!(read("br-4f2a.1_b"), Ok(Bridge::Link("br-4f2a.1_b".into())));
-        for text in ["", "172.17.0.0/40", "a name", "longer-than-a-name", "br0/24", "fd00::1::/64"] {
+        for text in [
+            "",
+            "172.17.0.0/40",
+            "a name",
+            "longer-than-a-name",
+            "br0/24",
+            "fd00::1::/64",
+        ] {
             assert!(read(text).is_err(), "{text}");
         }
         let both = [read("10.0.0.0/8").unwrap(), read("podman1").unwrap()];
         let (prefixes, links) = split(&both);
-        assert_eq!((prefixes.len(), links.as_slice()), (1, &["podman1".to_owned()][..]));
+        assert_eq!(
+            (prefixes.len(), links.as_slice()),
+            (1, &["podman1".to_owned()][..])
+        );
     }
 }

@@ -169,16 +169,19 @@ async fn tell(netd: &Path, rules: &GuardRules) -> Result<(), Problem> {
 }
 
 /// Puts what became of the wish beside it.
-fn shown(mut ports: Vec<DeclaredPort>, outcome: &Result<(), Problem>, in_force: Option<&GuardRules>) -> Report {
+fn shown(
+    mut ports: Vec<DeclaredPort>,
+    outcome: &Result<(), Problem>,
+    in_force: Option<&GuardRules>,
+) -> Report {
     let mut problem = None;
     if let Err(refused) = outcome {
         let cause = match refused.cause.as_str() {
             "" => refused.code.entry().title,
             cause => cause,
         };
-        let still = |port: u16| {
-            in_force.is_some_and(|rules| rules.ports.iter().any(|guarded| guarded.port == port))
-        };
+        let still =
+            |port: u16| in_force.is_some_and(|rules| rules.ports.iter().any(|guarded| guarded.port == port));
         let mut named = Vec::new();
         for port in &mut ports {
             // What was in force before the refusal is so still.
@@ -192,7 +195,9 @@ fn shown(mut ports: Vec<DeclaredPort>, outcome: &Result<(), Problem>, in_force: 
             let ports = named.join(", ");
             Some(format!("plaintext may reach port {ports}: {cause}"))
         } else if in_force.is_some_and(|rules| !rules.ports.is_empty()) {
-            Some(format!("ports may be closed that no policy closes any more: {cause}"))
+            Some(format!(
+                "ports may be closed that no policy closes any more: {cause}"
+            ))
         } else {
             // No policy wants a guard, and none is known of.
             None
@@ -313,18 +318,26 @@ fn plaintext(policies: &[&Policy], own: &[IpAddr], port: u16) -> Plaintext {
     let mut reasons: BTreeMap<bool, String> = BTreeMap::new();
     let mut ask = |source: IpAddr| {
         let verdict = verdict(policies, own, source, port);
-        reasons.entry(verdict.is_allow()).or_insert_with(|| reason(&verdict));
+        reasons
+            .entry(verdict.is_allow())
+            .or_insert_with(|| reason(&verdict));
         found.denied |= !verdict.is_allow();
         verdict.is_allow()
     };
     let mut prefixes = Vec::new();
-    for (&start, end) in v4.iter().zip(v4.iter().skip(1).map(|next| next - 1).chain([u32::MAX])) {
+    for (&start, end) in v4
+        .iter()
+        .zip(v4.iter().skip(1).map(|next| next - 1).chain([u32::MAX]))
+    {
         if ask(Ipv4Addr::from(start).into()) {
             let subnets = Ipv4Subnets::new(start.into(), end.into(), 0);
             prefixes.extend(subnets.map(IpNet::V4));
         }
     }
-    for (&start, end) in v6.iter().zip(v6.iter().skip(1).map(|next| next - 1).chain([u128::MAX])) {
+    for (&start, end) in v6
+        .iter()
+        .zip(v6.iter().skip(1).map(|next| next - 1).chain([u128::MAX]))
+    {
         if ask(Ipv6Addr::from(start).into()) {
             let subnets = Ipv6Subnets::new(start.into(), end.into(), 0);
             prefixes.extend(subnets.map(IpNet::V6));
@@ -375,7 +388,9 @@ fn reason(verdict: &Verdict) -> String {
         Verdict::Allow { policy: None } => "no policy denies plaintext".to_owned(),
         Verdict::Allow { policy: Some(policy) } => format!("AuthorizationPolicy {policy} admits plaintext"),
         Verdict::Deny { policy: None, .. } => "no ALLOW policy admits plaintext".to_owned(),
-        Verdict::Deny { policy: Some(policy), .. } => {
+        Verdict::Deny {
+            policy: Some(policy), ..
+        } => {
             // As discovery and istiod name what they make of a PeerAuthentication.
             if &*policy.name == "istio_converted_static_strict" {
                 "PeerAuthentication says STRICT".to_owned()

@@ -55,15 +55,25 @@ fn strict_closes_and_its_open_ports_stay_open() {
     assert_eq!(ask(&[], 8080), (None, "no policy denies plaintext".into()));
     let strict = policy("istio_converted_static_strict", Action::Deny, &[anonymous()]);
     let (allowed, why) = ask(std::slice::from_ref(&strict), 8080);
-    assert_eq!((allowed, why.as_str()), (closed.clone(), "PeerAuthentication says STRICT"));
+    assert_eq!(
+        (allowed, why.as_str()),
+        (closed.clone(), "PeerAuthentication says STRICT")
+    );
     let but = Match {
         not_destination_ports: vec![8080],
         ..Match::default()
     };
-    let permissive = [policy("converted_peer_authentication_x", Action::Deny, &[anonymous(), but])];
+    let permissive = [policy(
+        "converted_peer_authentication_x",
+        Action::Deny,
+        &[anonymous(), but],
+    )];
     assert_eq!(ask(&permissive, 8080).0, None);
     let (allowed, why) = ask(&permissive, 9090);
-    assert_eq!((allowed, why.as_str()), (closed, "PeerAuthentication shop/x says STRICT"));
+    assert_eq!(
+        (allowed, why.as_str()),
+        (closed, "PeerAuthentication shop/x says STRICT")
+    );
     // Never, whatever discovery declares.
     for port in [22, 15008, 15021] {
         assert_eq!(ask(std::slice::from_ref(&strict), port).0, None, "{port}");
@@ -94,7 +104,10 @@ fn an_allow_policy_that_plaintext_does_not_pass_closes() {
     );
     assert_eq!(ask(&policies, 8081).0, Some(vec![]));
     let deny = policy("deny", Action::Deny, &[Match::default()]);
-    assert!(ask(&[deny], 1).0.is_none(), "a match of nothing at all matches nothing");
+    assert!(
+        ask(&[deny], 1).0.is_none(),
+        "a match of nothing at all matches nothing"
+    );
 }
 
 #[test]
@@ -132,7 +145,10 @@ fn addresses_that_a_policy_admits_stay_admitted_and_no_others() {
     let deny = policy("deny", Action::Deny, &[from(&["192.0.2.0/24"], &[])]);
     let (allowed, why) = ask(&[deny], 8080);
     let allowed = allowed.unwrap();
-    assert!(allowed.contains(&"::/0".to_owned()) && !allowed.is_empty(), "{allowed:?}");
+    assert!(
+        allowed.contains(&"::/0".to_owned()) && !allowed.is_empty(),
+        "{allowed:?}"
+    );
     assert_eq!(why, "AuthorizationPolicy shop/deny denies plaintext");
 }
 
@@ -144,13 +160,19 @@ fn a_refusal_names_the_ports_that_are_open_for_it() {
         why: "PeerAuthentication says STRICT".into(),
     };
     let ports = vec![declared(8080, Stance::Guarded), declared(9090, Stance::Open)];
-    let refused = Problem::new(Code::GuardRefused, "nft is not there; install the package nftables");
+    let refused = Problem::new(
+        Code::GuardRefused,
+        "nft is not there; install the package nftables",
+    );
     let report = shown(ports.clone(), &Err(refused.clone()), None);
     assert_eq!(
         report.ports[0].why,
         "NOT GUARDED although PeerAuthentication says STRICT"
     );
-    assert_eq!((report.ports[0].stance, report.ports[1].stance), (Stance::Unguarded, Stance::Open));
+    assert_eq!(
+        (report.ports[0].stance, report.ports[1].stance),
+        (Stance::Unguarded, Stance::Open)
+    );
     let text = report.problem.unwrap().to_string();
     assert!(
         text.starts_with("TMB0314") && text.contains("port 8080: nft is not there") && !text.contains("9090"),
@@ -166,5 +188,9 @@ fn a_refusal_names_the_ports_that_are_open_for_it() {
     let report = shown(ports, &Err(refused.clone()), Some(&before));
     assert_eq!(report.ports[0].stance, Stance::Guarded);
     assert!(report.problem.is_some());
-    assert_eq!(shown(Vec::new(), &Err(refused), None).problem, None, "nothing to guard");
+    assert_eq!(
+        shown(Vec::new(), &Err(refused), None).problem,
+        None,
+        "nothing to guard"
+    );
 }

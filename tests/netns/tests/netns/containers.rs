@@ -23,7 +23,8 @@ printf 'nameserver 240.240.255.254\\noptions timeout:2 attempts:1\\n' > /run/ins
 /// A shell line in the container, with the mesh's resolver.
 fn inside(vm: &Vm, line: &str) -> Result<Output> {
     let script = format!("mount --bind /run/inside-resolv.conf /etc/resolv.conf && {line}");
-    vm.host.run("ip", &["netns", "exec", "inside", "sh", "-c", &script])
+    vm.host
+        .run("ip", &["netns", "exec", "inside", "sh", "-c", &script])
 }
 
 #[test]
@@ -34,7 +35,10 @@ fn containers_of_an_opted_in_bridge_call_by_name() -> Result<()> {
     let url = format!("http://{CATALOG}/");
     a.curl_until(&url, PATIENCE)?;
     a.host.sh(CONTAINER)?.checked()?;
-    let vip = a.host.sh(&format!("getent ahostsv4 {CATALOG} | awk 'NR==1 {{print $1}}'"))?.stdout;
+    let vip = a
+        .host
+        .sh(&format!("getent ahostsv4 {CATALOG} | awk 'NR==1 {{print $1}}'"))?
+        .stdout;
     let vip = vip.trim();
 
     // Nobody has said that they may: refused, and at once.
