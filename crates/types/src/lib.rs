@@ -6,17 +6,21 @@
 
 mod code;
 mod device;
+mod invite;
 mod mesh;
 mod names;
 pub mod networks;
 mod reject;
 mod spiffe;
 mod token;
+mod version;
 
 pub use code::{Code, CodeEntry, Severity};
 pub use device::{DeviceId, ParseDeviceIdError};
+pub use invite::{INVITE_PREFIX, InviteToken};
 pub use mesh::{AddressPlan, AddressPlanError, NetworkAddress, ports, reserved_namespace};
 pub use names::{Hostname, NameError, NamespacedName, TrustDomain, check_label};
 pub use reject::{Reject, RejectClass};
 pub use spiffe::{SpiffeError, SpiffeId};
 pub use token::{JoinToken, TOKEN_PREFIX, TokenError};
+pub use version::far_apart;

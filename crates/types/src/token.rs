@@ -20,6 +20,9 @@ pub enum TokenError {
     /// Another text.
     #[error("it does not start with tmb1_")]
     Prefix,
+    /// Another text, where an invite was wanted.
+    #[error("it does not start with tmi1_")]
+    InvitePrefix,
     /// Not base64url.
     #[error("it has a character that no token has (copied with a line break?)")]
     Alphabet,
@@ -79,12 +82,7 @@ impl JoinToken {
         };
         text(self.trust_domain.as_str());
         self.endpoints.iter().for_each(|endpoint| text(endpoint));
-        let sum = crc32(&body);
-        body.extend_from_slice(&sum.to_be_bytes());
-        let mut encoded = URL_SAFE_NO_PAD.encode(&*body);
-        let token = Zeroizing::new(format!("{TOKEN_PREFIX}{encoded}"));
-        encoded.zeroize();
-        token
+        frame(TOKEN_PREFIX, body)
     }
 
     /// Reads the text form; white space around it is ignored.
@@ -93,29 +91,75 @@ impl JoinToken {
     /// With what is wrong, never with a part of the token.
     pub fn decode(text: &str) -> Result<Self, TokenError> {
         let encoded = text.trim().strip_prefix(TOKEN_PREFIX).ok_or(TokenError::Prefix)?;
-        if encoded.len() > TOKEN_LENGTH_MAX {
-            return Err(TokenError::Content);
-        }
-        let body = Zeroizing::new(URL_SAFE_NO_PAD.decode(encoded).map_err(|error| match error {
-            base64::DecodeError::InvalidByte(..) => TokenError::Alphabet,
-            base64::DecodeError::InvalidLength(_)
-            | base64::DecodeError::InvalidLastSymbol(..)
-            | base64::DecodeError::InvalidPadding => TokenError::Checksum,
-        })?);
-        let split = body.len().checked_sub(4).ok_or(TokenError::Checksum)?;
-        let (body, sum) = body.split_at(split);
-        if crc32(body).to_be_bytes() != sum {
-            return Err(TokenError::Checksum);
-        }
-        let mut reader = Reader(body);
+        let body = unframe(encoded)?;
+        let mut reader = Reader(&body);
         if reader.array::<1>()? != [1] {
             return Err(TokenError::Content);
         }
         let (id, root_pin, seed) = (reader.array()?, reader.array()?, Zeroizing::new(reader.array()?));
         let trust_domain = reader.text()?.parse().map_err(|_| TokenError::Content)?;
+        let endpoints = reader.endpoints()?;
+        Ok(Self {
+            id,
+            root_pin,
+            seed,
+            trust_domain,
+            endpoints,
+        })
+    }
+}
+
+/// The text of a body: prefix, base64url of the body and its checksum.
+pub(crate) fn frame(prefix: &str, mut body: Zeroizing<Vec<u8>>) -> Zeroizing<String> {
+    let sum = crc32(&body);
+    body.extend_from_slice(&sum.to_be_bytes());
+    let mut encoded = URL_SAFE_NO_PAD.encode(&*body);
+    let token = Zeroizing::new(format!("{prefix}{encoded}"));
+    encoded.zeroize();
+    token
+}
+
+/// The body of a text whose prefix is taken off, its checksum checked.
+pub(crate) fn unframe(encoded: &str) -> Result<Zeroizing<Vec<u8>>, TokenError> {
+    if encoded.len() > TOKEN_LENGTH_MAX {
+        return Err(TokenError::Content);
+    }
+    let mut body = Zeroizing::new(URL_SAFE_NO_PAD.decode(encoded).map_err(|error| match error {
+        base64::DecodeError::InvalidByte(..) => TokenError::Alphabet,
+        base64::DecodeError::InvalidLength(_)
+        | base64::DecodeError::InvalidLastSymbol(..)
+        | base64::DecodeError::InvalidPadding => TokenError::Checksum,
+    })?);
+    let split = body.len().checked_sub(4).ok_or(TokenError::Checksum)?;
+    if crc32(&body[..split]).to_be_bytes() != body[split..] {
+        return Err(TokenError::Checksum);
+    }
+    body.truncate(split);
+    Ok(body)
+}
+
+/// Takes fields from the front of a token's body.
+pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
+
+impl<'a> Reader<'a> {
+    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], TokenError> {
+        let (head, rest) = self.0.split_first_chunk::<N>().ok_or(TokenError::Content)?;
+        self.0 = rest;
+        Ok(*head)
+    }
+
+    pub(crate) fn text(&mut self) -> Result<&'a str, TokenError> {
+        let length = usize::from(u16::from_be_bytes(self.array()?));
+        let (head, rest) = self.0.split_at_checked(length).ok_or(TokenError::Content)?;
+        self.0 = rest;
+        std::str::from_utf8(head).map_err(|_| TokenError::Content)
+    }
+
+    /// The rest of the body: one to eight `host:port`.
+    pub(crate) fn endpoints(&mut self) -> Result<Vec<String>, TokenError> {
         let mut endpoints = Vec::new();
-        while !reader.0.is_empty() {
-            let endpoint = reader.text()?;
+        while !self.0.is_empty() {
+            let endpoint = self.text()?;
             let port = endpoint
                 .rsplit_once(':')
                 .and_then(|(host, port)| (!host.is_empty()).then_some(port));
@@ -127,30 +171,7 @@ impl JoinToken {
         if endpoints.is_empty() || endpoints.len() > ENDPOINTS_MAX {
             return Err(TokenError::Content);
         }
-        Ok(Self {
-            id,
-            root_pin,
-            seed,
-            trust_domain,
-            endpoints,
-        })
-    }
-}
-
-struct Reader<'a>(&'a [u8]);
-
-impl<'a> Reader<'a> {
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], TokenError> {
-        let (head, rest) = self.0.split_first_chunk::<N>().ok_or(TokenError::Content)?;
-        self.0 = rest;
-        Ok(*head)
-    }
-
-    fn text(&mut self) -> Result<&'a str, TokenError> {
-        let length = usize::from(u16::from_be_bytes(self.array()?));
-        let (head, rest) = self.0.split_at_checked(length).ok_or(TokenError::Content)?;
-        self.0 = rest;
-        std::str::from_utf8(head).map_err(|_| TokenError::Content)
+        Ok(endpoints)
     }
 }
 

@@ -1,0 +1,30 @@
+use crate::{ExportedGateway, Services};
+use imbl::OrdMap;
+use std::sync::Arc;
+use tombolo_types::TrustDomain;
+
+/// What one other cluster offers to this one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Imports {
+    /// Which cluster.
+    pub cluster: Arc<str>,
+    /// Its trust domain: every identity in `services`, and its gateways, are of it.
+    pub trust_domain: TrustDomain,
+    /// Its root certificates. Two clusters that share a trust domain have each its own.
+    pub roots_pem: Arc<str>,
+    /// Its healthy gateways, sorted.
+    pub gateways: Arc<[ExportedGateway]>,
+    /// Its services.
+    pub services: Services,
+    /// It cannot be reached (or not yet): this is what it said last.
+    pub stale: bool,
+}
+
+/// All other members of the set, as an immutable value. Cheap to clone.
+///
+/// **Invariant:** exactly the live members other than the own cluster are in it, each once.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct World {
+    /// By name of the cluster.
+    pub clusters: OrdMap<Arc<str>, Arc<Imports>>,
+}

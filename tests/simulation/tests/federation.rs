@@ -1,0 +1,63 @@
+//! 500 seeds; `SEEDS=10000` for more, `SEED=n` for one.
+#![allow(missing_docs, reason = "tests")]
+
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+use tombolo_simulation::{Outcome, run};
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+#[test]
+fn all_seeds_heal() {
+    let seeds: Vec<u64> = match number("SEED") {
+        Some(seed) => vec![seed],
+        None => (0..number("SEEDS").unwrap_or(500)).collect(),
+    };
+    let mut total = Outcome::default();
+    let mut audits: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut failed = Vec::new();
+    for seed in &seeds {
+        match catch_unwind(AssertUnwindSafe(|| run(*seed))) {
+            Ok(outcome) => {
+                total.clusters += outcome.clusters;
+                total.steps += outcome.steps;
+                total.joins += outcome.joins;
+                total.removals += outcome.removals;
+                total.restarts += outcome.restarts;
+                for (code, count) in outcome.audits {
+                    *audits.entry(code).or_default() += count;
+                }
+            }
+            Err(_) => {
+                println!("FAILED: SEED={seed} cargo test -p tombolo-simulation");
+                failed.push(*seed);
+                if failed.len() >= 10 {
+                    break;
+                }
+            }
+        }
+    }
+    println!(
+        "{} seeds: {} clusters, {} steps, {} joins, {} removals, {} restarts, refusals {audits:?}",
+        seeds.len(),
+        total.clusters,
+        total.steps,
+        total.joins,
+        total.removals,
+        total.restarts
+    );
+    assert!(failed.is_empty(), "seeds {failed:?} failed; SEED=n replays one");
+    if seeds.len() >= 100 {
+        // A simulation in which nothing happens proves nothing.
+        assert!(total.joins > 200 && total.removals > 20 && total.restarts > 100);
+        for code in [
+            "TMB0711", "TMB0713", "TMB0716", "TMB0717", "TMB0718", "TMB0721", "TMB0722", "TMB0723",
+        ] {
+            assert!(audits.contains_key(code), "{code} was never refused");
+        }
+    }
+}
