@@ -5,6 +5,7 @@
 #   TOMBOLO_BIN_DIR            folder of the programs (default target/release); their ELF header decides the architecture
 #   TOMBOLO_CLI                a `tombolo` that runs on this machine, where the packaged one is for another architecture
 #   TOMBOLO_PACKAGE_REVISION   counts packages of one version (default 1)
+#   TOMBOLO_PACKAGE_BYTES_MAX  largest package (default 15 MiB): for packages of a dev build, which nobody ships
 #   SOURCE_DATE_EPOCH          default: time of the commit
 # The same commit and the same programs give the same bytes.
 source "$(dirname "$0")/lib.sh"

@@ -26,5 +26,5 @@ export SOURCE_DATE_EPOCH
 # Newest glibc that a program of ours may ask for: Debian 12, Ubuntu 22.04, RHEL 9 have it.
 GLIBC_FLOOR=2.34
 # Largest package that is worth its name on a small VM, in bytes.
-PACKAGE_BYTES_MAX=$((15 * 1024 * 1024))
+PACKAGE_BYTES_MAX=${TOMBOLO_PACKAGE_BYTES_MAX:-$((15 * 1024 * 1024))}
 PACKAGES=(tombolo tombolo-agent tombolo-discovery)

@@ -122,6 +122,15 @@ fn exit_of(code: Code) -> u8 {
     }
 }
 
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Plain { text, .. } => f.write_str(text),
+            Self::Problem(problem) => write!(f, "{problem}"),
+        }
+    }
+}
+
 impl From<Problem> for Failure {
     fn from(problem: Problem) -> Self {
         Self::Problem(problem)

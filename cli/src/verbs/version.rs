@@ -5,6 +5,7 @@ use crate::{
 };
 use serde_json::json;
 use std::process::ExitCode;
+use tombolo_types::{Code, far_apart};
 use tombolo_proto::tombolo::{admin::v1::MeshRequest, agent::v1::StatusRequest};
 
 /// Versions of this program, the agent of this host and discovery, as far as they answer.
@@ -46,11 +47,20 @@ pub(crate) async fn run(args: Args, sockets: &Sockets) -> Result<ExitCode, Failu
                     "{name:<10} {}",
                     version.as_deref().unwrap_or("(does not run here)")
                 ));
-                if version.as_deref().is_some_and(|version| version != own) {
-                    eprintln!("warning: {name} is of another version than this program");
-                }
             }
         }
     }
+    for (name, version) in [("the agent", &agent), ("discovery", &discovery)] {
+        warn_of_skew(name, version.as_deref().unwrap_or_default());
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says so when another program is further from this one than the two are tested together.
+pub(super) fn warn_of_skew(name: &str, version: &str) {
+    let own = env!("CARGO_PKG_VERSION");
+    if far_apart(own, version) {
+        let cause = format!("this program is {own}, {name} {version}");
+        eprintln!("warning: {}", Code::VersionSkew.message(cause));
+    }
 }

@@ -63,6 +63,11 @@ pub enum RegistrationError {
 
 const FORMAT: u32 = 1;
 
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
+}
+
 #[derive(Serialize, Deserialize)]
 struct File {
     format: u32,
@@ -166,10 +171,12 @@ impl Registration {
     /// # Errors
     /// When it is damaged or newer.
     pub fn from_json(text: &str) -> Result<Self, RegistrationError> {
-        let file: File = serde_json::from_str(text)?;
-        if file.format != FORMAT {
-            return Err(RegistrationError::Version(file.format));
+        // The number first: what else is in the file is the newer version's business.
+        let Format { format } = serde_json::from_str(text)?;
+        if format != FORMAT {
+            return Err(RegistrationError::Version(format));
         }
+        let file: File = serde_json::from_str(text)?;
         let message = v1::Registration {
             device_id: file.device_id,
             workload_name: file.workload_name,

@@ -1,14 +1,13 @@
 use crate::{Registration, RegistrationError};
-use nix::{
-    errno::Errno,
-    fcntl::{Flock, FlockArg},
-};
 use serde::{Deserialize, Serialize};
 use std::{
     fmt,
-    fs::{self, DirBuilder, File, OpenOptions, Permissions},
+    fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError},
     io::{self, Read as _, Seek as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    },
     path::{Path, PathBuf},
 };
 use tombolo_types::Code;
@@ -57,6 +56,14 @@ pub enum StateError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A file of a newer version. It was not touched.
+    #[error("{path}: {reason}", path = path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Both formats.
+        reason: String,
+    },
     /// There is one already.
     #[error("{path} exists: a device key is never replaced", path = path.display())]
     DeviceKeyExists {
@@ -71,6 +78,7 @@ impl StateError {
         let code = match self {
             Self::Locked { .. } => Code::StateLocked,
             Self::Damaged { .. } => Code::StateLost,
+            Self::Newer { .. } => Code::StateNewer,
             Self::Io { .. } | Self::DeviceKeyExists { .. } => Code::StateUnusable,
         };
         crate::Problem::new(code, self)
@@ -126,8 +134,8 @@ struct PendingFile<T> {
 #[derive(Debug)]
 pub struct State {
     dir: PathBuf,
-    /// Held for as long as the value lives; none if it was opened to look only.
-    lock: Option<Flock<File>>,
+    /// Locked for as long as this or a shared descriptor of it is open; none if it was opened to look only.
+    lock: Option<File>,
     #[cfg(test)]
     steps_left: std::sync::atomic::AtomicU32,
 }
@@ -168,7 +176,7 @@ impl State {
             path: path.clone(),
             source,
         };
-        let file = OpenOptions::new()
+        let mut file = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
@@ -178,9 +186,9 @@ impl State {
             .open(&path)
             .map_err(|source| io("opening", source))?;
         give_to_owner(dir, &file).map_err(|source| io("giving away", source))?;
-        let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => lock,
-            Err((mut file, Errno::EWOULDBLOCK)) => {
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
                 let mut pid = String::new();
                 let _ = file.read_to_string(&mut pid); // only for the message
                 return Err(StateError::Locked {
@@ -188,19 +196,54 @@ impl State {
                     pid: pid.trim().to_owned(),
                 });
             }
-            Err((_, errno)) => return Err(io("locking", errno.into())),
+            Err(TryLockError::Error(source)) => return Err(io("locking", source)),
+        }
+        Ok(Self::locked(dir, file))
+    }
+
+    /// Takes over the lock of another process from [`Self::share_lock`]; it is never open in between.
+    ///
+    /// # Errors
+    /// When the descriptor is not that of this directory's lock.
+    pub fn adopt(dir: &Path, lock: OwnedFd) -> Result<Self, StateError> {
+        let path = dir.join(LOCK);
+        let file = File::from(lock);
+        let same = file
+            .metadata()
+            .and_then(|ours| fs::metadata(&path).map(|there| (ours.dev(), ours.ino()) == (there.dev(), there.ino())));
+        let io = |source| StateError::Io {
+            action: "taking over",
+            path: path.clone(),
+            source,
         };
+        if same.map_err(io)? {
+            Ok(Self::locked(dir, file))
+        } else {
+            Err(io(io::ErrorKind::InvalidInput.into()))
+        }
+    }
+
+    /// The lock for another process of this host: the directory stays locked until both have let go of it.
+    ///
+    /// # Errors
+    /// When there is no descriptor left, or nothing is locked.
+    pub fn share_lock(&self) -> io::Result<OwnedFd> {
+        let lock = self.lock.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        Ok(lock.try_clone()?.into())
+    }
+
+    fn locked(dir: &Path, mut lock: File) -> Self {
         // The number is for a message only: with a full disk the host serves what it has.
         let _ = lock
             .set_len(0)
             .and_then(|()| lock.rewind())
-            .and_then(|()| writeln!(*lock, "{}", std::process::id()));
-        Ok(Self {
+            .and_then(|()| writeln!(lock, "{}", std::process::id()));
+        Self {
             dir: dir.to_owned(),
             lock: Some(lock),
             #[cfg(test)]
             steps_left: std::sync::atomic::AtomicU32::new(u32::MAX),
-        })
+        }
     }
 
     /// Looks at a directory that another process may be using: nothing is locked or made, nothing must be written.
@@ -231,7 +274,13 @@ impl State {
         let Some(text) = self.read_text(REGISTRATION)? else {
             return Ok(None);
         };
-        let damaged = |error: RegistrationError| self.damaged(REGISTRATION, error);
+        let damaged = |error: RegistrationError| match error {
+            RegistrationError::Version(_) => StateError::Newer {
+                path: self.dir.join(REGISTRATION),
+                reason: error.to_string(),
+            },
+            _ => self.damaged(REGISTRATION, error),
+        };
         Registration::from_json(&text).map(Some).map_err(damaged)
     }
 
@@ -409,6 +458,29 @@ impl State {
     /// When it cannot be written.
     pub fn save_snapshot(&self, bytes: &[u8]) -> Result<(), StateError> {
         self.write(SNAPSHOT, bytes)
+    }
+
+    /// Closes key files that others can read, and says which those were.
+    ///
+    /// # Errors
+    /// When one cannot be closed.
+    pub fn close_exposed(&self) -> Result<Vec<PathBuf>, StateError> {
+        let mut exposed = Vec::new();
+        for name in [DEVICE_KEY, IDENTITY, PENDING] {
+            let path = self.dir.join(name);
+            let Ok(metadata) = fs::symlink_metadata(&path) else {
+                continue; // there is none
+            };
+            if metadata.is_file() && metadata.mode() & 0o077 != 0 {
+                fs::set_permissions(&path, Permissions::from_mode(0o600)).map_err(|source| StateError::Io {
+                    action: "closing",
+                    path: path.clone(),
+                    source,
+                })?;
+                exposed.push(path);
+            }
+        }
+        Ok(exposed)
     }
 
     /// Keeps an unreadable snapshot beside the place of the next one, and says where.

@@ -23,6 +23,8 @@ pub struct ControlStatus {
     pub renewal_due: u64,
     /// Resources of the last responses that were refused (sent back as NACK), `name: reason`, newest last, at most 16.
     pub rejected: Vec<String>,
+    /// Version of the discovery that was connected last; empty where it does not say.
+    pub discovery_version: String,
     /// Every type was answered at least once on a stream of this process.
     pub synced: bool,
 }

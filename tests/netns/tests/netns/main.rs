@@ -13,6 +13,7 @@ mod liveness;
 mod metrics;
 mod names;
 mod policy;
+mod reload;
 mod survival;
 mod time;
 mod traffic;

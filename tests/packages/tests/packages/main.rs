@@ -3,11 +3,14 @@
 //! One binary, one module per concern. Needs root, the release build and what `packaging/setup.sh` installs.
 
 mod contents;
+mod hardening;
 mod install;
 mod lifecycle;
 mod names;
+mod resolvers;
 mod rpm;
 mod scripts;
+mod troubles;
 
 /// Leaves a test with SKIPPED where the suite cannot run.
 macro_rules! needs_machines {
