@@ -23,6 +23,6 @@ system_info:
   network:
     renderers: [networkd]
 # The image has C.UTF-8 and no generator of others.
-locale: false
+locale: "false"
 C
 rm -rf "$root/var/lib/apt/lists/"* "$root/var/cache/apt/"*.bin "$root/usr/share/locale"

@@ -43,7 +43,7 @@ impl Seed {
         );
         let ca = std::fs::read_to_string(site_ca)?;
         let vendor_data = format!(
-            "#cloud-boothook\n#!/bin/sh\ncat > /usr/local/share/ca-certificates/site.crt <<'CA'\n{ca}CA\nupdate-ca-certificates >/dev/null\n"
+            "#cloud-boothook\n#!/bin/sh\n[ ! -e /usr/local/share/ca-certificates/site.crt ] || exit 0\ncat > /usr/local/share/ca-certificates/site.crt <<'CA'\n{ca}CA\nupdate-ca-certificates >/dev/null\n"
         );
         let network = format!(
             "version: 2\nethernets:\n  eth0:\n    addresses: [{address}/24]\n    gateway4: 10.77.0.1\n"

@@ -9,11 +9,12 @@ use tombolo_vm::{Record, Seed, Vm, Web, built, has};
 
 /// Resident memory of one process of ours on a host of 512 MB.
 const RSS_MAX_KIB: u64 = 40 * 1024;
-/// Processor time of agent and netd together while nothing happens. An emulated processor needs about ten times of what
-/// a real one does (the goal there is 0.1 %).
-const IDLE_CPU_PERCENT_MAX: f64 = 1.5;
-/// From the start of the agent's process until it serves; the goal on a real processor is 1 s.
-const READY_MS_MAX: u64 = 15_000;
+/// Processor time of agent and netd together while nothing happens. An emulated processor needs ten times of what
+/// a real one does and more (the goal there is 0.1 %); 1.1 % was seen beside two builds.
+const IDLE_CPU_PERCENT_MAX: f64 = 3.0;
+/// From the start of the agent's process until it serves; the goal on a real processor is 1 s. Beside two
+/// builds 12 s were seen.
+const READY_MS_MAX: u64 = 30_000;
 
 /// Where an administrator changes the agent's unit.
 const DROP_IN: &str = "/etc/systemd/system/tombolo-agent.service.d";
@@ -176,6 +177,10 @@ fn a_small_vm_joins_by_cloud_init_and_stays_over_boots() -> Result<()> {
         "the token is still there"
     );
     ensure!(vm.ok("systemctl is-enabled tombolo-agent tombolo-netd")? == "enabled\nenabled");
+    let complaints = vm.ok(
+        "cloud-init schema --system 2>&1 | grep -v '^Valid'; grep WARNING /var/log/cloud-init.log; true",
+    )?;
+    ensure!(complaints.is_empty(), "{complaints}");
     vm.ok(APPLICATION)?;
     let begun = Instant::now();
     vm.until(&call("catalog"))?;
