@@ -1,19 +1,26 @@
 //! The admin socket of the agent.
 
-use crate::{agent::Agent, status, why};
+use crate::{agent::Agent, handover::Kind, status, why};
 use anyhow::Context as _;
 use nix::unistd::{Gid, Group, Uid, User, geteuid, getgrouplist};
 use std::{
     ffi::CString,
     fs::{self, Permissions},
-    os::unix::{fs::PermissionsExt as _, net::UnixStream},
+    os::{
+        fd::AsFd as _,
+        unix::{
+            fs::PermissionsExt as _,
+            net::{UnixListener as StdListener, UnixStream},
+        },
+    },
     path::Path,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
 };
-use tokio::net::UnixListener;
+use tokio::{net::UnixListener, sync::oneshot};
 use tokio_stream::wrappers::UnixListenerStream;
 use tombolo_proto::tombolo::agent::v1::{
-    DrainRequest, DrainResponse, StatusRequest, StatusResponse, WhyRequest, WhyResponse,
+    DrainRequest, DrainResponse, ReloadRequest, ReloadResponse, StatusRequest, StatusResponse, WhyRequest,
+    WhyResponse,
     agent_server::{Agent as Api, AgentServer},
 };
 use tombolo_runtime::TaskGroup;
@@ -27,26 +34,26 @@ use tonic::{
 const GROUP: &str = "tombolo-admin";
 
 /// Serves `<run dir>/admin.sock` until the group stops.
-pub(crate) fn serve(agent: &Arc<Agent>, run_dir: &Path, tasks: &TaskGroup) -> anyhow::Result<()> {
+pub(crate) fn serve(
+    agent: &Arc<Agent>,
+    run_dir: &Path,
+    inherited: Option<StdListener>,
+    tasks: &TaskGroup,
+) -> anyhow::Result<()> {
     fs::create_dir_all(run_dir).with_context(|| format!("{}: cannot be made", run_dir.display()))?;
     let path = run_dir.join("admin.sock");
     let failed = || format!("{}: cannot listen", path.display());
-    // A second agent must not take the socket of the first: the lock of the state directory comes later.
-    if UnixStream::connect(&path).is_ok() {
-        anyhow::bail!(Code::StateLocked.message(format!("an agent answers at {}", path.display())));
-    }
-    // Left by a process that was killed.
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).with_context(failed),
-        _ => {}
-    }
-    let listener = UnixListener::bind(&path).with_context(failed)?;
-    // Who may do what is decided by peer credentials, with an answer that says so.
-    fs::set_permissions(&path, Permissions::from_mode(0o666)).with_context(failed)?;
+    let listener = match inherited {
+        Some(listener) => UnixListener::from_std(listener).with_context(failed)?,
+        None => bind(&path).with_context(failed)?,
+    };
+    agent
+        .front
+        .keep(Kind::Admin, listener.as_fd().try_clone_to_owned());
     let service = AgentServer::new(Service {
         agent: Arc::clone(agent),
     });
-    let stop = tasks.token();
+    let (stop, weak) = (tasks.token(), Arc::downgrade(agent));
     tasks.spawn("admin socket", async move {
         let server = Server::builder().add_service(service);
         let serving =
@@ -54,9 +61,31 @@ pub(crate) fn serve(agent: &Arc<Agent>, run_dir: &Path, tasks: &TaskGroup) -> an
         if let Err(error) = serving.await {
             tracing::error!(%error, "the admin socket has failed");
         }
-        let _ = fs::remove_file(path);
+        // After a reload the path is the next process's.
+        if weak
+            .upgrade()
+            .is_some_and(|agent| agent.is_main.load(Ordering::Acquire))
+        {
+            let _ = fs::remove_file(path);
+        }
     });
     Ok(())
+}
+
+fn bind(path: &Path) -> anyhow::Result<UnixListener> {
+    // A second agent must not take the socket of the first: the lock of the state directory comes later.
+    if UnixStream::connect(path).is_ok() {
+        anyhow::bail!(Code::StateLocked.message(format!("an agent answers at {}", path.display())));
+    }
+    // Left by a process that was killed.
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    // Who may do what is decided by peer credentials, with an answer that says so.
+    fs::set_permissions(path, Permissions::from_mode(0o666))?;
+    Ok(listener)
 }
 
 struct Service {
@@ -84,6 +113,25 @@ impl Api for Service {
         tracing::info!(uid, "a drain was asked for");
         self.agent.drain.send_replace(true);
         Ok(Response::new(DrainResponse {}))
+    }
+
+    async fn reload(&self, request: Request<ReloadRequest>) -> Result<Response<ReloadResponse>, Status> {
+        let uid = admit(&request)?;
+        // Root, or the unit itself: `systemctl reload` runs as the agent's user.
+        if uid != 0 && uid != geteuid().as_raw() {
+            return Err(Status::permission_denied(Code::Forbidden.message(
+                "only root may have the agent reloaded: use sudo systemctl reload tombolo-agent",
+            )));
+        }
+        tracing::info!(uid, "a reload was asked for");
+        let busy = || Status::unavailable(Code::ReloadFailed.message("another reload is under way"));
+        let (answer, outcome) = oneshot::channel();
+        self.agent.reload.try_send(answer).map_err(|_| busy())?;
+        match outcome.await {
+            Ok(Ok(())) => Ok(Response::new(ReloadResponse {})),
+            Ok(Err(problem)) => Err(Status::failed_precondition(problem.to_string())),
+            Err(_) => Err(busy()),
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-use ipnet::IpNet;
+use crate::bridge::Bridge;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{
@@ -9,6 +9,7 @@ use std::{
     path::PathBuf,
     time::Duration,
 };
+use tombolo_capture::netd::NamesMode;
 use tombolo_types::{Code, ports};
 
 /// More worker threads than this rarely help one host's traffic; `workers` says otherwise.
@@ -63,18 +64,26 @@ pub(crate) struct Settings {
     pub(crate) hbone_listen: Vec<SocketAddr>,
     /// Where metrics are served.
     pub(crate) metrics_listen: SocketAddr,
+    /// How often metrics are pushed to discovery, for a scraper that cannot reach this host; 0: never.
+    pub(crate) metrics_push_seconds: u64,
     /// Where readiness is served.
     pub(crate) readiness_listen: SocketAddr,
     /// Longest wait for open connections on SIGTERM.
     pub(crate) drain_seconds: u64,
+    /// Longest life of the process before a reload, for connections that were open then.
+    pub(crate) reload_linger_seconds: u64,
     /// Offer mesh names and addresses in IPv4, where the host has it.
     pub(crate) ipv4: bool,
     /// In IPv6, where the host has it.
     pub(crate) ipv6: bool,
-    /// Prefixes of bridges whose containers or guests may use the mesh as this host.
-    pub(crate) bridges: Vec<IpNet>,
+    /// Bridges, by name or prefix, whose containers or guests may use the mesh as this host.
+    pub(crate) bridges: Vec<Bridge>,
+    /// Close declared ports to plaintext where a policy says so.
+    pub(crate) guard: bool,
     /// Run the health probe of the WorkloadGroup.
     pub(crate) probes: bool,
+    /// Which resolver of the host is pointed at the mesh. netd reads it from the file by itself: here it is checked.
+    pub(crate) names: NamesMode,
 }
 
 impl Default for Settings {
@@ -90,12 +99,16 @@ impl Default for Settings {
                 (Ipv6Addr::UNSPECIFIED, ports::HBONE).into(),
             ],
             metrics_listen: (loopback, ports::METRICS).into(),
+            metrics_push_seconds: 15,
             readiness_listen: (loopback, ports::READINESS).into(),
             drain_seconds: 30,
+            reload_linger_seconds: 24 * 3600,
             ipv4: true,
             ipv6: true,
             bridges: Vec::new(),
+            guard: true,
             probes: true,
+            names: NamesMode::Auto,
         }
     }
 }
@@ -103,6 +116,10 @@ impl Default for Settings {
 impl Settings {
     pub(crate) const fn drain(&self) -> Duration {
         Duration::from_secs(self.drain_seconds)
+    }
+
+    pub(crate) const fn reload_linger(&self) -> Duration {
+        Duration::from_secs(self.reload_linger_seconds)
     }
 }
 
@@ -242,7 +259,7 @@ mod tests {
     #[test]
     fn flag_above_file_above_default() {
         let loaded = load(
-            "workers: 2\ndrain_seconds: 5\nbridges: [172.17.0.0/16]\naccess_log: all\n",
+            "workers: 2\ndrain_seconds: 5\nbridges: [172.17.0.0/16, docker0]\naccess_log: all\n",
             Some(3),
         )
         .unwrap();
@@ -274,7 +291,7 @@ mod tests {
         for (text, word) in [
             ("worker: 2", "did you mean workers?"),
             ("drain_seconds: soon", "drain_seconds"),
-            ("bridges: [docker0]", "bridges"),
+            ("bridges: [172.17.0.0/40]", "bridges"),
             ("metrics_listen: 15020", "metrics_listen"),
             ("a: [", "agent.yaml"),
         ] {

@@ -1,14 +1,21 @@
 //! Metrics and readiness over HTTP.
 
-use crate::{agent::Agent, status};
+use crate::{agent::Agent, handover::Kind, status};
 use http::StatusCode;
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+};
 use tombolo_runtime::{TaskGroup, http as endpoint};
 use tombolo_types::Code;
 
 /// Starts both. A port that is taken is said and no reason to be out of the mesh: discovery beside an agent has the
 /// same readiness port.
-pub(crate) async fn serve(agent: &Arc<Agent>, tasks: &TaskGroup) {
+pub(crate) fn serve(
+    agent: &Arc<Agent>,
+    inherited: (Option<TcpListener>, Option<TcpListener>),
+    tasks: &TaskGroup,
+) {
     let metrics = Arc::clone(agent);
     let route = move |path: &str| match path {
         "/metrics" | "/stats/prometheus" => Some(endpoint::Answer {
@@ -17,14 +24,30 @@ pub(crate) async fn serve(agent: &Arc<Agent>, tasks: &TaskGroup) {
         }),
         _ => None,
     };
-    bind(agent.settings.metrics_listen, Arc::new(route), tasks).await;
+    let listen = (agent.settings.metrics_listen, inherited.0);
+    bind(agent, Kind::Metrics, listen, Arc::new(route), tasks);
     let ready = Arc::clone(agent);
     let route = move |path: &str| (path == "/healthz/ready").then(|| readiness(&ready));
-    bind(agent.settings.readiness_listen, Arc::new(route), tasks).await;
+    let listen = (agent.settings.readiness_listen, inherited.1);
+    bind(agent, Kind::Readiness, listen, Arc::new(route), tasks);
 }
 
-async fn bind(address: SocketAddr, route: Arc<endpoint::Route>, tasks: &TaskGroup) {
-    if let Err(error) = endpoint::serve(address, route, tasks).await {
+fn bind(
+    agent: &Agent,
+    kind: Kind,
+    (address, inherited): (SocketAddr, Option<TcpListener>),
+    route: Arc<endpoint::Route>,
+    tasks: &TaskGroup,
+) {
+    // One that was handed over, unless the configuration has another address by now.
+    let inherited = inherited.filter(|listener| listener.local_addr().is_ok_and(|local| local == address));
+    let serve = || {
+        let listener = inherited.map_or_else(|| TcpListener::bind(address), Ok)?;
+        listener.set_nonblocking(true)?;
+        agent.front.keep(kind, listener.try_clone().map(Into::into));
+        endpoint::serve_on(tokio::net::TcpListener::from_std(listener)?, route, tasks)
+    };
+    if let Err(error) = serve() {
         tracing::warn!(
             "{}",
             Code::EndpointTaken.message(format_args!("{address}: {error}"))
@@ -49,7 +72,7 @@ fn readiness(agent: &Agent) -> endpoint::Answer {
 }
 
 /// The families of the data path, and gauges of what the agent knows.
-fn text(agent: &Agent) -> String {
+pub(crate) fn text(agent: &Agent) -> String {
     let mut text = agent.metrics.encode();
     text.truncate(text.trim_end().strip_suffix("# EOF").map_or(text.len(), str::len));
     let mut gauge = |name: &str, help: &str, value: u64| {

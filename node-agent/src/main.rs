@@ -8,18 +8,28 @@
 
 mod admin;
 mod agent;
+mod bridge;
 mod config;
 mod endpoints;
+mod front;
+mod guard;
+mod handover;
 mod host;
+mod linger;
 mod names;
 mod notify;
+mod ordinary;
+mod previous;
+mod reload;
+mod reload_verb;
 mod status;
+mod successor;
 mod why;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use config::{Origin, Settings};
-use std::{path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 use tombolo_telemetry::{LogConfig, log};
 
 /// The node agent of the mesh.
@@ -34,6 +44,18 @@ struct Cli {
 enum Command {
     /// Runs until SIGTERM; then open connections may end before it does.
     Run(Box<Run>),
+    /// Has the running agent replaced by the program and the configuration that are there now; no connection is lost.
+    Reload {
+        /// Directory of the admin socket.
+        #[arg(long, value_name = "DIR", default_value = "/run/tombolo/agent")]
+        run_dir: PathBuf,
+    },
+    /// Starts this program with these arguments and ends.
+    #[command(hide = true)]
+    Spawn {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// Prints the settings in force and where each comes from.
     Config {
         #[command(flatten)]
@@ -57,13 +79,24 @@ struct Run {
     /// netd's socket.
     #[arg(long, value_name = "PATH", default_value = tombolo_capture::netd::SOCKET)]
     netd_socket: PathBuf,
+    /// Take over from the agent at the other end of standard input.
+    #[arg(long, hide = true)]
+    hand_over: bool,
 }
 
 fn main() -> ExitCode {
-    match start(Cli::parse()) {
+    let cli = Cli::parse();
+    let takes_over = matches!(&cli.command, Command::Run(run) if run.hand_over);
+    if takes_over {
+        notify::mute();
+    }
+    match start(cli) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if takes_over => successor::give_up(&error),
         Err(error) => {
             tracing::error!("{error:#}");
+            // `systemctl status` shows it for as long as the unit is down.
+            notify::status(&format!("{error:#}"));
             // The log may not be up yet, or go elsewhere.
             #[allow(
                 clippy::print_stderr,
@@ -80,6 +113,8 @@ fn main() -> ExitCode {
 fn start(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Config { settings, json } => show(&settings.load()?, json),
+        Command::Reload { run_dir } => reload_verb::reload(&run_dir),
+        Command::Spawn { args } => reload_verb::spawn(&args),
         Command::Run(run) => {
             let Settings {
                 log_filter,
@@ -107,7 +142,11 @@ fn start(cli: Cli) -> anyhow::Result<()> {
                 .build()
                 .context("the runtime cannot be started")?;
             let settings = run.settings.load()?.value;
+            // Now: after an upgrade the link says that this program is deleted.
+            let program = std::env::current_exe().context("the program's own path is not known")?;
             let outcome = runtime.block_on(agent::run(agent::Options {
+                program,
+                hand_over: run.hand_over,
                 settings,
                 state_dir: run.state_dir,
                 run_dir: run.run_dir,

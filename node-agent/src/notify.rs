@@ -1,7 +1,36 @@
 //! What is said to systemd. Elsewhere nobody listens and nothing is said.
 
 use sd_notify::NotifyState;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tombolo_runtime::TaskGroup;
+
+/// systemd listens to the main process alone; another one would only fill its log.
+static MUTED: AtomicBool = AtomicBool::new(false);
+
+/// Says nothing until [`unmute`].
+pub(crate) fn mute() {
+    MUTED.store(true, Ordering::Release);
+}
+
+/// This process is the main one now.
+pub(crate) fn unmute() {
+    MUTED.store(false, Ordering::Release);
+    tell(&[NotifyState::Watchdog]);
+}
+
+/// A reload has begun.
+pub(crate) fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Err(error) => tracing::debug!(%error, "the clock was not read"),
+    }
+}
+
+/// The reload is done, and another process is the main one: the last word of this one.
+pub(crate) fn hand_over(pid: u32) {
+    tell(&[NotifyState::MainPid(pid), NotifyState::Ready]);
+    mute();
+}
 
 pub(crate) fn ready() {
     tell(&[NotifyState::Ready]);
@@ -17,6 +46,9 @@ pub(crate) fn status(text: &str) {
 }
 
 fn tell(states: &[NotifyState<'_>]) {
+    if MUTED.load(Ordering::Acquire) {
+        return;
+    }
     if let Err(error) = sd_notify::notify(states) {
         tracing::debug!(%error, "systemd was not told");
     }

@@ -1,13 +1,15 @@
 use crate::{
     agent::{Agent, Enrolled, Phase},
+    guard::DeclaredPort,
     names::Verdict,
     notify,
 };
 use std::sync::Arc;
+use tombolo_capture::netd::HostNames;
 use tombolo_control_client::{ControlStatus, Health, Problem, host};
-use tombolo_proto::tombolo::agent::v1::{Finding, StatusResponse};
+use tombolo_proto::tombolo::agent::v1::{Finding, HostResolver, PortGuard, StatusResponse};
 use tombolo_runtime::TaskGroup;
-use tombolo_types::{Code, Severity};
+use tombolo_types::{Code, Severity, far_apart};
 
 /// A finding as the admin API says it.
 pub(crate) fn finding(problem: &Problem) -> Finding {
@@ -33,6 +35,9 @@ pub(crate) fn finding(problem: &Problem) -> Finding {
 /// What the agent is: the one word that CLI, readiness and systemd show.
 pub(crate) fn state(agent: &Agent, findings: &[Problem]) -> &'static str {
     match *agent.phase.borrow() {
+        Phase::NotEnrolled if findings.iter().any(|problem| problem.code != Code::NotEnrolled) => {
+            return "Failed";
+        }
         Phase::NotEnrolled => return "NotEnrolled",
         Phase::Draining => return "Draining",
         Phase::Enrolled => {}
@@ -45,7 +50,7 @@ pub(crate) fn state(agent: &Agent, findings: &[Problem]) -> &'static str {
     // Whom the host asks for names is its administrator's choice: the agent does all of its part.
     let mut own = findings
         .iter()
-        .filter(|problem| problem.code != Code::NamesNotAsked);
+        .filter(|problem| !matches!(problem.code, Code::NamesNotAsked | Code::VersionSkew));
     if !known || !serves {
         "Starting"
     } else if own.next().is_none() {
@@ -58,7 +63,8 @@ pub(crate) fn state(agent: &Agent, findings: &[Problem]) -> &'static str {
 /// Everything that is not as it should be.
 pub(crate) fn findings(agent: &Agent) -> Vec<Problem> {
     let Some(enrolled) = agent.enrolled.get() else {
-        return vec![Problem::new(Code::NotEnrolled, "")];
+        let obstacle = agent.obstacle.borrow().clone();
+        return vec![obstacle.unwrap_or_else(|| Problem::new(Code::NotEnrolled, ""))];
     };
     let status = enrolled.control.status();
     // What was damaged on disk is whole again once everything was received anew; the log keeps it.
@@ -71,6 +77,7 @@ pub(crate) fn findings(agent: &Agent) -> Vec<Problem> {
     if let Verdict::NotFound(problem) = &*agent.names.borrow() {
         found.push(problem.clone());
     }
+    found.extend(agent.guard.borrow().problem.clone());
     let policies_synced = enrolled.world.load().policies_synced();
     found.extend(judged(
         &status,
@@ -112,6 +119,11 @@ fn judged(status: &ControlStatus, health: &Health, policies_synced: bool, now_un
         }
     }
     found.extend(status.snapshot_problem.clone());
+    let own = env!("CARGO_PKG_VERSION");
+    if far_apart(own, &status.discovery_version) {
+        let cause = format!("this agent is {own}, discovery {}", status.discovery_version);
+        found.push(Problem::new(Code::VersionSkew, cause));
+    }
     if !policies_synced {
         found.push(Problem::new(Code::NoPolicyYet, ""));
     }
@@ -138,15 +150,35 @@ pub(crate) fn response(agent: &Agent) -> StatusResponse {
         findings: problems.iter().map(finding).collect(),
         captured: agent.captured.borrow().clone(),
         now_unix_ms: host::now_unix_ms(),
+        resolver: Some(resolver(&agent.host_names.borrow())),
         ..Default::default()
     };
+    let (processes, connections) = agent.previous.counts();
+    response.previous_processes = u32::try_from(processes).unwrap_or(u32::MAX);
+    response.previous_connections = connections;
     if let Some(dataplane) = agent.dataplane.borrow().as_ref() {
         response.open_connections = u64::try_from(dataplane.connections().len()).unwrap_or(u64::MAX);
     }
     if let Some(enrolled) = agent.enrolled.get() {
         describe(enrolled, &mut response);
+        response.plaintext = agent.guard.borrow().ports.iter().map(plaintext).collect();
     }
     response
+}
+
+fn plaintext(declared: &DeclaredPort) -> PortGuard {
+    PortGuard {
+        port: declared.port.into(),
+        stance: declared.stance.as_str().to_owned(),
+        why: declared.why.clone(),
+    }
+}
+
+fn resolver(names: &HostNames) -> HostResolver {
+    HostResolver {
+        name: names.resolver.clone(),
+        backend: names.backend.clone(),
+    }
 }
 
 fn describe(enrolled: &Enrolled, response: &mut StatusResponse) {
@@ -182,6 +214,7 @@ fn describe(enrolled: &Enrolled, response: &mut StatusResponse) {
         .map_or(0, |identity| identity.not_after());
     response.certificate_expires_unix_ms = i64::try_from(not_after.saturating_mul(1000)).unwrap_or(i64::MAX);
     response.control_connected = status.connected;
+    response.discovery_version = status.discovery_version;
     response.control_endpoint = status.endpoint;
     response.snapshot_from_disk = status.last_change_unix_ms == 0 && enrolled.snapshot_unix_ms != 0;
     response.snapshot_unix_ms = if status.last_change_unix_ms == 0 {
@@ -214,6 +247,8 @@ pub(crate) fn follow(agent: &Arc<Agent>, tasks: &TaskGroup) {
         };
         let (mut control, mut dataplane) = (enrolled.control.watch_status(), agent.dataplane.subscribe());
         let (mut health, mut names) = (enrolled.health.subscribe(), agent.names.subscribe());
+        let mut guard = agent.guard.subscribe();
+        let mut obstacle = agent.obstacle.subscribe();
         let mut last = String::new();
         loop {
             let problems = findings(&agent);
@@ -231,6 +266,8 @@ pub(crate) fn follow(agent: &Arc<Agent>, tasks: &TaskGroup) {
                 changed = dataplane.changed() => changed.is_ok(),
                 changed = health.changed() => changed.is_ok(),
                 changed = names.changed() => changed.is_ok(),
+                changed = guard.changed() => changed.is_ok(),
+                changed = obstacle.changed() => changed.is_ok(),
             };
             if !changed {
                 return;
@@ -322,6 +359,11 @@ mod tests {
         );
         let refused = Health::Unhealthy(Code::ProbeRefused.message("exec probes are not run"));
         assert_eq!(codes(&good(), &refused, true), "TMB0308");
+        let old = ControlStatus {
+            discovery_version: "0.4.0".into(),
+            ..good()
+        };
+        assert_eq!(codes(&old, healthy, true), "TMB0510");
         let nack = ControlStatus {
             rejected: vec!["shop/x: no".into()],
             ..good()

@@ -112,6 +112,22 @@ pub(crate) struct Certificates {
 }
 
 impl Certificates {
+    /// What another process has renewed since this one looked: a used generation must not be used again.
+    pub(crate) fn read_again(&self) {
+        let Ok(Some(found)) = self.state.registration() else {
+            return;
+        };
+        if found == **self.registration.borrow() {
+            return;
+        }
+        if let Ok(Some((chain, key))) = self.state.identity()
+            && let Ok(identity) = WorkloadIdentity::from_pem(&chain, &key)
+        {
+            self.live.set_identity(Arc::new(identity));
+        }
+        self.registration.send_replace(Arc::new(found));
+    }
+
     pub(crate) async fn run(self) {
         // A request without an answer: the process died in between. Asking again makes it whole.
         let mut unanswered = matches!(self.state.pending(), Ok(Some(_)));

@@ -5,6 +5,7 @@ use crate::{
     certificates::Certificates,
     connect::{MESSAGE_BYTES_MAX, connect},
     host,
+    push::{self, MetricsPush},
 };
 use futures_util::FutureExt as _;
 use std::{net::IpAddr, sync::Arc, time::Duration};
@@ -13,7 +14,9 @@ use tokio::{
     time::{Instant, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tombolo_identity::{LiveIdentity, TrustBundle, WorkloadIdentity, control_client_config};
+use tombolo_identity::{
+    Current, LiveIdentity, TrustBundle, WorkloadIdentity, control_client_config, still_trusted,
+};
 use tombolo_proto::{
     envoy::config::core::v3::Node,
     type_url,
@@ -25,7 +28,7 @@ use tombolo_proto::{
 use tombolo_runtime::{Publisher, Reader, TaskGroup};
 use tombolo_snapshot::Snapshot;
 use tombolo_types::{Code, SpiffeId};
-use tonic::{Status, Streaming};
+use tonic::{Status, Streaming, transport::Channel};
 
 /// Changes are written to disk at most so often: a churn of thousands of endpoints is a few writes.
 const PERSIST_DEBOUNCE: Duration = Duration::from_millis(500);
@@ -35,10 +38,14 @@ const PERSIST_RETRY: Duration = Duration::from_secs(2);
 const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// A stream that ended well sooner than this was not routine: the next attempt waits as after an error.
 const ROUTINE_AGE_MIN: Duration = Duration::from_secs(1);
+/// Where discovery says its version, in the headers of the answer.
+const VERSION_HEADER: &str = "tombolo-version";
 /// Requests that wait for the connection: ACKs are small and discovery reads them at once.
 const REQUESTS_MAX: usize = 64;
 /// Responses that become one published version, if they are there already.
 const COALESCED_MAX: usize = 64;
+/// For a write that is under way.
+const RETIRE_MAX: Duration = Duration::from_secs(2);
 /// Refused resources kept for status.
 const REJECTED_KEPT: usize = 16;
 
@@ -66,6 +73,9 @@ pub fn restore(state: &State) -> Result<Option<Restored>, Problem> {
         return Ok(None);
     };
     let mut problems = Vec::new();
+    for path in state.close_exposed()? {
+        problems.push(Problem::new(Code::StateExposed, path.display()));
+    }
     let roots = state.roots()?.unwrap_or_default();
     let own = TrustBundle::from_pem(registration.trust_domain.clone(), &roots)
         .map_err(|error| Problem::new(Code::StateLost, format!("roots.pem: {error}")))?;
@@ -85,7 +95,7 @@ pub fn restore(state: &State) -> Result<Option<Restored>, Problem> {
         })
         .ok()
         .map(Arc::new);
-    let live = LiveIdentity::new(identity, vec![Arc::new(own)]);
+    let mut live = LiveIdentity::new(identity, vec![Arc::new(own)]);
     let empty = || Snapshot::empty(registration.plan, registration.own());
     let mut snapshot_unix_ms = state.snapshot_unix_ms();
     let snapshot = match state.snapshot()? {
@@ -101,6 +111,15 @@ pub fn restore(state: &State) -> Result<Option<Restored>, Problem> {
         })?,
     };
     trust(&snapshot, &live);
+    if let Some(cause) = foreign(&live.current(), &registration) {
+        let kept = state.set_aside_identity();
+        let kept = kept.map_or_else(|_| String::new(), |kept| format!("; kept as {}", kept.display()));
+        problems.push(Problem::new(
+            Code::StateCorrupt,
+            format!("identity.pem: {cause}; it will be renewed{kept}"),
+        ));
+        live = LiveIdentity::new(None, live.current().bundles.clone());
+    }
     Ok(Some(Restored {
         registration,
         identity: live,
@@ -108,6 +127,17 @@ pub fn restore(state: &State) -> Result<Option<Restored>, Problem> {
         snapshot_unix_ms,
         problems,
     }))
+}
+
+/// Why the certificate on disk is not this node's: nobody would believe it, and it would not be renewed before its half
+/// life. One that has only expired is its own.
+fn foreign(current: &Current, registration: &Registration) -> Option<String> {
+    let held = current.identity.as_ref()?;
+    if *held.id() != registration.identity {
+        return Some(format!("it is of {}", held.id()));
+    }
+    let known = still_trusted(current, held.chain(), host::now_unix());
+    (!known).then(|| "it is of a root that this mesh does not have".to_owned())
 }
 
 /// Puts the bundles of a snapshot into force. The own trust domain always keeps one: an empty or damaged set, from
@@ -153,13 +183,15 @@ pub struct Inputs {
     /// From [`restore`]; certificate and bundles are replaced in it.
     pub identity: Arc<LiveIdentity>,
     /// Where each new version of the world goes; its present value is where the client starts.
-    pub publisher: Publisher<Snapshot>,
+    pub publisher: Arc<Publisher<Snapshot>>,
     /// The other end of it.
     pub world: Reader<Snapshot>,
     /// What is reported about the application.
     pub health: watch::Receiver<Health>,
     /// Version of the program, for the node's metadata.
     pub version: String,
+    /// Metrics for discovery to show to a scraper; none: nothing is pushed.
+    pub metrics: Option<MetricsPush>,
 }
 
 /// A running control client: stream, certificate and snapshot file, each a task of the group.
@@ -167,11 +199,42 @@ pub struct Inputs {
 pub struct Control {
     status: watch::Receiver<ControlStatus>,
     registration: watch::Receiver<Arc<Registration>>,
+    /// What writes to the state directory.
+    writers: TaskGroup,
+    stream: TaskGroup,
+}
+
+/// Takes a snapshot of a process that has taken over from this one, in its own encoding: policies, revocations and
+/// trust bundles come into force for what is still open here.
+///
+/// # Errors
+/// When this version cannot read it.
+pub fn follow(
+    bytes: &[u8],
+    publisher: &Publisher<Snapshot>,
+    identity: &LiveIdentity,
+    registration: &Registration,
+) -> Result<(), Problem> {
+    let snapshot = Snapshot::decode(bytes, registration.plan, registration.own()).map_err(|error| {
+        Problem::new(
+            Code::StateCorrupt,
+            format!("a snapshot of the running agent: {error}"),
+        )
+    })?;
+    trust(&snapshot, identity);
+    publisher.publish(snapshot);
+    Ok(())
 }
 
 impl Control {
     /// Starts it. It runs until the group stops, whatever discovery does.
     pub fn run(inputs: Inputs, tasks: &TaskGroup) -> Self {
+        Self::run_when(inputs, watch::channel(true).1, tasks)
+    }
+
+    /// Starts it once `go` is true: until then another process has the state directory, and what it renews meanwhile is
+    /// read again.
+    pub fn run_when(inputs: Inputs, go: watch::Receiver<bool>, tasks: &TaskGroup) -> Self {
         let Inputs {
             state,
             registration,
@@ -180,6 +243,7 @@ impl Control {
             world,
             health,
             version,
+            metrics,
         } = inputs;
         let (status_tx, status) = watch::channel(ControlStatus::default());
         let (registration_tx, registration) = watch::channel(Arc::new(registration));
@@ -198,15 +262,49 @@ impl Control {
             registration: registration.clone(),
             status: status_tx.clone(),
             version,
+            metrics,
         };
-        tasks.spawn_until_stopped("certificate renewal", certificates.run());
-        tasks.spawn_until_stopped("control stream", stream.run());
-        let stop = tasks.token();
-        tasks.spawn(
-            "snapshot file",
-            persist(state, world, status_tx, async move { stop.cancelled().await }),
-        );
-        Self { status, registration }
+        let (writers, streams) = (tasks.child("state writers"), tasks.child("control stream"));
+        let (gate, waited) = (go.clone(), !*go.borrow());
+        writers.spawn_until_stopped("certificate renewal", async move {
+            if opened(gate).await {
+                if waited {
+                    certificates.read_again();
+                }
+                certificates.run().await;
+            }
+        });
+        let gate = go.clone();
+        streams.spawn_until_stopped("control stream", async move {
+            if opened(gate).await {
+                stream.run().await;
+            }
+        });
+        let stop = writers.token();
+        writers.spawn("snapshot file", async move {
+            let stopped = stop.clone();
+            if stop.run_until_cancelled(opened(go)).await == Some(true) {
+                persist(state, world, status_tx, async move { stopped.cancelled().await }).await;
+            }
+        });
+        Self {
+            status,
+            registration,
+            writers,
+            stream: streams,
+        }
+    }
+
+    /// Writes nothing more to the state directory: it is another process's from now on. The stream stays, so that
+    /// discovery never sees this node without one.
+    pub async fn retire(&self) {
+        self.writers.stop();
+        self.writers.drain(RETIRE_MAX).await;
+    }
+
+    /// Ends the stream.
+    pub fn close_stream(&self) {
+        self.stream.stop();
     }
 
     /// How the node stands with discovery.
@@ -228,6 +326,11 @@ impl Control {
     pub fn watch_registration(&self) -> watch::Receiver<Arc<Registration>> {
         self.registration.clone()
     }
+}
+
+/// Waits for the gate; false if it never opens.
+async fn opened(mut go: watch::Receiver<bool>) -> bool {
+    go.wait_for(|go| *go).await.is_ok()
 }
 
 /// Writes the snapshot after changes, and what is left to write when the group stops.
@@ -279,15 +382,23 @@ enum End {
     Failed(Problem),
 }
 
+/// An open stream, and the connection that it is on.
+struct Open {
+    inbound: Streaming<DeltaDiscoveryResponse>,
+    requests: mpsc::Sender<DeltaDiscoveryRequest>,
+    channel: Channel,
+}
+
 struct Stream {
     state: Arc<State>,
     identity: Arc<LiveIdentity>,
     snapshot: Snapshot,
-    publisher: Publisher<Snapshot>,
+    publisher: Arc<Publisher<Snapshot>>,
     health: watch::Receiver<Health>,
     registration: watch::Receiver<Arc<Registration>>,
     status: watch::Sender<ControlStatus>,
     version: String,
+    metrics: Option<MetricsPush>,
 }
 
 impl Stream {
@@ -360,7 +471,13 @@ impl Stream {
 
     async fn stream(&mut self, endpoint: &str, registration: &Registration, ads: &mut Ads) -> End {
         match self.open(endpoint, registration, ads).await {
-            Ok((inbound, requests)) => self.follow(inbound, &requests, endpoint, ads).await,
+            Ok(open) => {
+                let metrics = self.metrics.clone();
+                tokio::select! {
+                    end = self.follow(open.inbound, &open.requests, endpoint, ads) => end,
+                    () = push::run(metrics.as_ref(), open.channel) => End::Ended,
+                }
+            }
             Err(problem) => End::Failed(problem),
         }
     }
@@ -370,13 +487,7 @@ impl Stream {
         endpoint: &str,
         registration: &Registration,
         ads: &mut Ads,
-    ) -> Result<
-        (
-            Streaming<DeltaDiscoveryResponse>,
-            mpsc::Sender<DeltaDiscoveryRequest>,
-        ),
-        Problem,
-    > {
+    ) -> Result<Open, Problem> {
         let discovery = SpiffeId::discovery(registration.trust_domain.clone());
         let tls = control_client_config(&self.identity, &discovery, true)
             .map_err(|error| Problem::new(Code::Unreachable, error))?;
@@ -387,7 +498,7 @@ impl Stream {
         for request in ads.start(&self.snapshot) {
             let _ = requests.try_send(request); // as many as types: they fit
         }
-        let mut client = AggregatedDiscoveryServiceClient::new(connection.channel)
+        let mut client = AggregatedDiscoveryServiceClient::new(connection.channel.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX);
         let opened = timeout(
             FIRST_ANSWER_TIMEOUT,
@@ -397,7 +508,17 @@ impl Stream {
         let response = opened
             .map_err(|_| Problem::new(Code::Unreachable, format!("{endpoint} does not answer")))?
             .map_err(|status| stream_problem(endpoint, &status))?;
-        Ok((response.into_inner(), requests))
+        let version = response.metadata().get(VERSION_HEADER);
+        let version = version
+            .and_then(|version| version.to_str().ok())
+            .unwrap_or_default();
+        self.status
+            .send_modify(|status| version.clone_into(&mut status.discovery_version));
+        Ok(Open {
+            inbound: response.into_inner(),
+            requests,
+            channel: connection.channel,
+        })
     }
 
     async fn follow(

@@ -1,6 +1,6 @@
 use crate::{Settings, endpoints::Endpoints, flows::Flows};
 use http::HeaderValue;
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicBool};
 use tombolo_destination::Workload;
 use tombolo_runtime::Reader;
 use tombolo_snapshot::{Own, Snapshot};
@@ -19,6 +19,8 @@ pub(crate) struct Context {
     pub(crate) flows: Flows,
     pub(crate) endpoints: Endpoints,
     pub(crate) pool: Pool,
+    /// Another process goes on: what is not open yet is begun anew there.
+    pub(crate) handed_over: AtomicBool,
 }
 
 /// What is said of a workload to the other end.

@@ -11,8 +11,12 @@ use futures_util::future::join_all;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::{
     io, mem,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
+    net::{IpAddr, SocketAddr, TcpListener as StdListener},
+    os::fd::OwnedFd,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::{
@@ -20,7 +24,7 @@ use tokio::{
     sync::mpsc,
     time::{Instant, interval, sleep},
 };
-use tombolo_capture::{Capture, CaptureStats, Captured, Refusal};
+use tombolo_capture::{Capture, CaptureError, CaptureStats, Captured, Frozen, OpenFlows, Refusal};
 use tombolo_destination::{Candidate, Destination, Index as _, resolve};
 use tombolo_identity::{LiveIdentity, Peer};
 use tombolo_runtime::{Reader, TaskGroup};
@@ -55,6 +59,8 @@ pub struct Inputs {
     pub plan: AddressPlan,
     /// What applications do.
     pub capture: Capture,
+    /// Listeners of the process that ran before, by their address instead of new ones; others are closed.
+    pub listeners: Vec<StdListener>,
     /// Where is counted.
     pub metrics: Arc<Metrics>,
     /// Where is told.
@@ -114,7 +120,9 @@ pub struct ProbeResult {
 pub struct Dataplane {
     pub(crate) context: Arc<Context>,
     servers: Vec<Server>,
-    capture: Option<Capture>,
+    capture: Mutex<Option<Arc<Capture>>>,
+    /// The servers' sockets once more, for another process.
+    listeners: Mutex<Vec<StdListener>>,
     draining: TaskGroup,
 }
 
@@ -143,6 +151,7 @@ impl Dataplane {
             own,
             plan,
             mut capture,
+            listeners,
             metrics,
             access_log,
             settings,
@@ -157,9 +166,10 @@ impl Dataplane {
             metrics,
             access_log,
             settings,
+            listeners,
         };
-        let mut dataplane = Self::assemble(parts, tasks)?;
-        dataplane.capture = Some(capture);
+        let dataplane = Self::assemble(parts, tasks)?;
+        *lock(&dataplane.capture) = Some(Arc::new(capture));
         dataplane.take(events, tasks);
         Ok(dataplane)
     }
@@ -174,6 +184,7 @@ impl Dataplane {
             metrics,
             access_log,
             settings,
+            listeners: mut inherited,
         } = parts;
         let observer: Arc<dyn Observe> = Arc::new(Observer(Arc::clone(&metrics)));
         let admits = world.clone();
@@ -197,15 +208,21 @@ impl Dataplane {
             flows: Flows::default(),
             endpoints: Endpoints::default(),
             pool,
+            handed_over: AtomicBool::new(false),
         });
         let inbound = Arc::new(Inbound {
             context: Arc::clone(&context),
         });
-        let mut servers = Vec::new();
+        let (mut servers, mut listeners) = (Vec::new(), Vec::new());
         for address in listen {
-            let server = bind(address).and_then(|listener| {
+            let known = inherited
+                .iter()
+                .position(|listener| listener.local_addr().is_ok_and(|local| local == address));
+            let known = known.map(|place| inherited.swap_remove(place));
+            let server = known.map_or_else(|| bind(address), Ok).and_then(|listener| {
+                listeners.push(listener.try_clone()?);
                 serve(
-                    listener,
+                    TcpListener::from_std(listener)?,
                     &identity,
                     Arc::clone(&inbound),
                     limits,
@@ -232,7 +249,8 @@ impl Dataplane {
         Ok(Self {
             context,
             servers,
-            capture: None,
+            capture: Mutex::new(None),
+            listeners: Mutex::new(listeners),
             draining: tasks.child("dataplane drain"),
         })
     }
@@ -292,12 +310,63 @@ impl Dataplane {
 
     /// Counters of the capture.
     pub fn capture_stats(&self) -> Option<CaptureStats> {
-        self.capture.as_ref().map(Capture::stats)
+        lock(&self.capture).as_ref().map(|capture| capture.stats())
+    }
+
+    /// The sockets on which HBONE is served, for another process.
+    ///
+    /// # Errors
+    /// When there is no descriptor left.
+    pub fn share_listeners(&self) -> io::Result<Vec<OwnedFd>> {
+        let listeners = lock(&self.listeners);
+        listeners
+            .iter()
+            .map(|listener| Ok(listener.try_clone()?.into()))
+            .collect()
+    }
+
+    /// Stops the packet loop for another process; see [`Capture::freeze`]. `None` after [`Self::hand_over`].
+    ///
+    /// # Errors
+    /// When the device or its descriptors are gone; everything goes on as before.
+    pub async fn freeze(&self) -> Result<Option<Frozen>, CaptureError> {
+        let capture = lock(&self.capture).clone();
+        match capture {
+            Some(capture) => capture.freeze().await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Goes on after [`Self::freeze`].
+    pub fn resume(&self) {
+        let capture = lock(&self.capture).clone();
+        if let Some(capture) = capture {
+            capture.resume();
+        }
+    }
+
+    /// Another process goes on with device and listeners. What is open here runs on; peers are told to open their next
+    /// streams elsewhere, and none is opened to them. Call it after [`Self::freeze`], once the other process serves.
+    pub fn hand_over(&self) -> Option<OpenFlows> {
+        self.context.handed_over.store(true, Ordering::Release);
+        let capture = lock(&self.capture).take();
+        let open = capture.map(|capture| capture.give_away());
+        lock(&self.listeners).clear();
+        self.servers.iter().for_each(Server::drain);
+        self.context.pool.drain();
+        open
+    }
+
+    /// True if no connection is open and no peer is connected to this process.
+    pub fn is_idle(&self) -> bool {
+        self.context.flows.len() == 0 && self.servers.iter().all(|server| server.connections().is_empty())
     }
 
     /// Takes nothing new, lets open connections end until the deadline of the settings, then cuts them.
     pub async fn drain(&self) {
         self.draining.stop();
+        // A socket that is kept for another process would go on to take connections.
+        lock(&self.listeners).clear();
         self.servers.iter().for_each(Server::drain);
         let flows = &self.context.flows;
         let wait = async |deadline: Instant| {
@@ -346,9 +415,14 @@ pub(crate) struct Parts {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) access_log: AccessLog,
     pub(crate) settings: Settings,
+    pub(crate) listeners: Vec<StdListener>,
 }
 
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn bind(address: SocketAddr) -> io::Result<StdListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
@@ -357,7 +431,7 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket.into())
 }
 
 /// True if some port of the service at a virtual address has a healthy endpoint.

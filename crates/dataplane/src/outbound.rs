@@ -6,7 +6,13 @@ use crate::{
     refusal::{ended, reject_of, shown},
     report::{self, Ends, Outcome},
 };
-use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 use tokio::{
     net::TcpStream,
     time::{Instant, timeout_at},
@@ -170,6 +176,10 @@ async fn establish<H: Held>(context: &Context, held: H) -> Option<Open> {
 
     let (index, upstream, outstanding) = match choose(context, &destination, &mut request, started).await {
         Ok(chosen) => chosen,
+        Err(_) if context.handed_over.load(Ordering::Acquire) => {
+            held.refuse(Refusal::Silent);
+            return None;
+        }
         Err(failed) => {
             let candidate = destination.candidates.get(failed.candidate);
             held.refuse(refused(&service, candidate, &reject_of(&failed.error)));
@@ -179,6 +189,8 @@ async fn establish<H: Held>(context: &Context, held: H) -> Option<Open> {
     let candidate = &destination.candidates[index];
     let application = match held.accept().await {
         Ok(application) => application,
+        // Another process has taken over and serves this connection from its start.
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => return None,
         Err(error) => {
             let reject = Reject::new(RejectClass::Local, "client_gave_up").with_detail(error);
             refused(&service, Some(candidate), &reject);
@@ -296,6 +308,11 @@ async fn attempt(
     request: &mut ConnectRequest,
     deadline: Instant,
 ) -> Result<Upstream, OpenError> {
+    if let Some(via) = &candidate.via {
+        // no_valid_destination: nothing dials through a gateway yet, and without one there is no address to dial.
+        let cause = format!("{} is in the network {:?}", via.authority, via.network);
+        return Err(std::io::Error::new(std::io::ErrorKind::HostUnreachable, cause).into());
+    }
     match candidate.workload.tunnel {
         Tunnel::Hbone => {
             request.authority = Authority::Address(candidate.address);

@@ -61,7 +61,14 @@ pub type Route = dyn Fn(&str) -> Option<Answer> + Send + Sync;
 /// # Errors
 /// When the address cannot be bound.
 pub async fn serve(address: SocketAddr, route: Arc<Route>, tasks: &TaskGroup) -> std::io::Result<SocketAddr> {
-    let listener = TcpListener::bind(address).await?;
+    serve_on(TcpListener::bind(address).await?, route, tasks)
+}
+
+/// Serves `route` on a listener until the group stops. Returns its address.
+///
+/// # Errors
+/// When the listener has no address.
+pub fn serve_on(listener: TcpListener, route: Arc<Route>, tasks: &TaskGroup) -> std::io::Result<SocketAddr> {
     let bound = listener.local_addr()?;
     let limit = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let group = tasks.clone();

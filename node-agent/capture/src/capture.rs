@@ -1,4 +1,10 @@
-use crate::{CaptureError, Captured, addresses, device::Tun, listener, pump::Pump, shared::Shared};
+use crate::{
+    CaptureError, Captured, Frozen, FrozenListener, addresses,
+    device::Tun,
+    listener::{self, CaptureListener},
+    pump::Pump,
+    shared::Shared,
+};
 use ipnet::IpNet;
 use std::{
     hash::{BuildHasher as _, Hasher as _, RandomState},
@@ -31,6 +37,9 @@ pub struct CaptureConfig {
     pub hold: Duration,
     /// Prefixes whose packets are taken beside those from the host's own addresses: bridges that were opted in.
     pub allowed_sources: Vec<IpNet>,
+    /// Links whose prefixes are taken likewise, as the links have them at the time; those that are not there count for
+    /// nothing.
+    pub allowed_links: Vec<String>,
 }
 
 impl CaptureConfig {
@@ -43,6 +52,7 @@ impl CaptureConfig {
             pending_max: 4096,
             hold: Duration::from_secs(10),
             allowed_sources: Vec::new(),
+            allowed_links: Vec::new(),
         }
     }
 }
@@ -75,7 +85,21 @@ pub struct CaptureStats {
 pub struct Capture {
     /// What was captured. `None` when the device is gone (mesh0 was removed): the agent has to start again.
     pub events: mpsc::Receiver<Captured>,
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
+    /// For what is told after a resumption.
+    pub(crate) events_tx: mpsc::WeakSender<Captured>,
+    pub(crate) tasks: TaskGroup,
+}
+
+fn flow_config(config: &CaptureConfig) -> FlowConfig {
+    FlowConfig {
+        plan: config.plan,
+        ipv4: config.ipv4,
+        ipv6: config.ipv6,
+        pending_max: config.pending_max,
+        hold: config.hold,
+        seed: RandomState::new().build_hasher().finish(),
+    }
 }
 
 impl Capture {
@@ -86,25 +110,68 @@ impl Capture {
     /// When the device or the listeners on mesh0's own addresses cannot be used.
     #[allow(clippy::unused_async, reason = "it needs the runtime that it starts tasks in")]
     pub async fn start(tun: OwnedFd, config: CaptureConfig, tasks: &TaskGroup) -> Result<Self, CaptureError> {
+        Self::start_with(tun, &[], config, tasks).await
+    }
+
+    /// As [`Self::start`], with connections that other processes still serve: from [`crate::OpenFlows::export`]. A
+    /// table that cannot be read is left out.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    #[allow(clippy::unused_async, reason = "it needs the runtime that it starts tasks in")]
+    pub async fn start_with(
+        tun: OwnedFd,
+        known: &[Vec<u8>],
+        config: CaptureConfig,
+        tasks: &TaskGroup,
+    ) -> Result<Self, CaptureError> {
         let tun = Tun::attach(tun).map_err(CaptureError::Device)?;
         let listeners = listener::bind_all(&config.plan, tun.name(), config.ipv4, config.ipv6)?;
-        let table = FlowTable::new(
-            FlowConfig {
-                plan: config.plan,
-                ipv4: config.ipv4,
-                ipv6: config.ipv6,
-                pending_max: config.pending_max,
-                hold: config.hold,
-                seed: RandomState::new().build_hasher().finish(),
-            },
-            Instant::now(),
-        );
-        let (events_tx, events) = mpsc::channel(config.pending_max + DATAGRAMS_MAX);
-        let shared = Arc::new(Shared::new(tun, config, listeners, table));
+        let mut table = FlowTable::new(flow_config(&config), Instant::now());
+        for bytes in known {
+            if let Err(error) = table.add(bytes, Instant::now()) {
+                tracing::warn!(%error, "connections of another process are lost");
+            }
+        }
+        Ok(Self::run(Shared::new(tun, config, listeners, table), tasks))
+    }
+
+    /// Goes on where another process has stopped: with its device, its listeners and its connections. Those that it
+    /// held are events again, as if their SYN had just been read.
+    ///
+    /// # Errors
+    /// When the device, a listener or the table cannot be used.
+    #[allow(clippy::unused_async, reason = "it needs the runtime that it starts tasks in")]
+    pub async fn adopt(
+        frozen: Frozen,
+        config: CaptureConfig,
+        tasks: &TaskGroup,
+    ) -> Result<Self, CaptureError> {
+        let tun = Tun::attach(frozen.tun).map_err(CaptureError::Device)?;
+        let mut listeners = Vec::new();
+        for FrozenListener(socket) in frozen.listeners {
+            listeners.extend(CaptureListener::adopt(socket).map_err(CaptureError::Device)?);
+        }
+        let table = FlowTable::import(flow_config(&config), &frozen.table, Instant::now())?;
+        Ok(Self::run(Shared::new(tun, config, listeners, table), tasks))
+    }
+
+    fn run(shared: Shared, tasks: &TaskGroup) -> Self {
+        let (events_tx, events) = mpsc::channel(shared.config.pending_max + DATAGRAMS_MAX);
+        let shared = Arc::new(shared);
+        let tasks = tasks.child("capture");
         shared.refresh_sources();
-        addresses::watch(&shared, tasks);
-        tasks.spawn_until_stopped("capture", Pump::new(Arc::clone(&shared), events_tx).run());
-        Ok(Self { events, shared })
+        addresses::watch(&shared, &tasks);
+        let pump = Pump::new(Arc::clone(&shared), events_tx.clone());
+        let held = shared.state().table.held();
+        pump.tell(held);
+        tasks.spawn_until_stopped("capture", pump.run());
+        Self {
+            events,
+            shared,
+            events_tx: events_tx.downgrade(),
+            tasks,
+        }
     }
 
     /// Says which families are offered from now on; open connections of the other run on.

@@ -142,6 +142,11 @@ impl Tun {
         &self.name
     }
 
+    /// The same attachment for another process: one of the two may read.
+    pub(crate) fn share(&self) -> io::Result<OwnedFd> {
+        self.device.get_ref().as_fd().try_clone_to_owned()
+    }
+
     /// Reads one frame, or says that there is none and wakes when there is one.
     pub(crate) fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {

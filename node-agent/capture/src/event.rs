@@ -1,4 +1,7 @@
-use crate::{Refusal, shared::Shared};
+use crate::{
+    Refusal,
+    shared::{Phase, Shared},
+};
 use bytes::Bytes;
 use std::{
     fmt, io,
@@ -61,7 +64,8 @@ impl PendingFlow {
     /// If the future is dropped, the connection is made all the same, and cut by RST.
     ///
     /// # Errors
-    /// [`io::ErrorKind::ConnectionAborted`] when the application gave up or the time for holding is over.
+    /// [`io::ErrorKind::ConnectionAborted`] when the application gave up or the time for holding is over;
+    /// [`io::ErrorKind::NotConnected`] when another process has taken over and decides about the connection anew.
     pub async fn accept(mut self) -> io::Result<TcpStream> {
         let gone = || {
             io::Error::new(
@@ -70,11 +74,19 @@ impl PendingFlow {
             )
         };
         let (waiter, socket) = oneshot::channel();
-        let frame = {
+        let frame = loop {
+            if !self.shared.decided().await {
+                self.decided = true;
+                let text = "another process has taken over";
+                return Err(io::Error::new(io::ErrorKind::NotConnected, text));
+            }
             let mut state = self.shared.state();
+            if !matches!(state.phase, Phase::Running | Phase::Quiet) {
+                continue;
+            }
             let frame = state.table.accept(self.id).ok_or_else(gone)?;
             state.waiters.insert(self.id, waiter);
-            frame
+            break frame;
         };
         self.decided = true;
         self.shared.write(&frame);

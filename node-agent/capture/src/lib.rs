@@ -35,13 +35,17 @@ mod capture;
 mod device;
 mod error;
 mod event;
+mod frozen;
+pub mod handover;
 mod listener;
 pub mod netd;
 pub mod privilege;
 mod pump;
 mod shared;
+mod stranger;
 
 pub use capture::{Capture, CaptureConfig, CaptureMonitor, CaptureStats};
 pub use error::CaptureError;
 pub use event::{Captured, DnsQuery, PendingFlow, Ping};
+pub use frozen::{Frozen, FrozenListener, OpenFlows};
 pub use tombolo_flow::Refusal;

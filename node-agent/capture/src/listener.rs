@@ -80,6 +80,22 @@ fn bind(address: SocketAddr, link: &str) -> io::Result<TcpListener> {
 }
 
 impl CaptureListener {
+    /// A listener of another process; `None` if it is not one of ours.
+    pub(crate) fn adopt(socket: OwnedFd) -> io::Result<Option<Self>> {
+        let socket = TcpListener::from(socket);
+        let address = socket.local_addr()?;
+        Ok(Listener::of_port(address.port()).map(|kind| Self {
+            kind,
+            v6: address.is_ipv6(),
+            socket,
+        }))
+    }
+
+    /// The same listener for another process.
+    pub(crate) fn share(&self) -> io::Result<OwnedFd> {
+        Ok(self.socket.try_clone()?.into())
+    }
+
     /// Takes a connection, without waiting; its socket is non-blocking.
     pub(crate) fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
         // SAFETY: accept4 writes at most `length` bytes of an address to `storage` and sets `length` to what it wrote.

@@ -1,4 +1,9 @@
-use crate::{Captured, DnsQuery, PendingFlow, Ping, listener::abort, shared::Shared};
+use crate::{
+    Captured, DnsQuery, PendingFlow, Ping,
+    listener::abort,
+    shared::{Phase, Shared},
+    stranger,
+};
 use std::{
     future::poll_fn,
     io,
@@ -8,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{net::TcpStream, sync::mpsc, time::Sleep};
-use tombolo_flow::{FlowReject, Listener, Outcome, Overdue, Signal};
+use tombolo_flow::{FlowReject, HeldFlow, Listener, Outcome, Overdue, Signal};
 use tombolo_packet::FRAME_MAX;
 
 /// Packets that are handled before other tasks of the thread get their turn: about half a millisecond of bulk data.
@@ -39,16 +44,44 @@ impl Pump {
         }
     }
 
-    /// Runs until the device is gone, or nobody takes the events any more.
+    /// Tells of connections that are held.
+    pub(crate) fn tell(&self, held: impl IntoIterator<Item = HeldFlow>) {
+        for HeldFlow {
+            id,
+            source,
+            destination,
+        } in held
+        {
+            let flow = PendingFlow::new(&self.shared, id, source, destination);
+            self.event(Captured::Connect(flow));
+        }
+    }
+
+    /// Runs until the device is gone, or another process reads it.
     pub(crate) async fn run(mut self) {
         let mut timer = pin!(tokio::time::sleep(Duration::ZERO));
         let shared = Arc::clone(&self.shared);
-        let end = tokio::select! {
-            biased;
-            end = poll_fn(|cx| self.turn(cx, timer.as_mut())) => end,
-            end = shared.tun.gone() => end,
-        };
-        tracing::error!(error = %end, "capture has ended: the TUN device is gone");
+        let mut phase = shared.phase.subscribe();
+        loop {
+            let end = tokio::select! {
+                biased;
+                // Between two turns: no frame is half done.
+                _ = phase.wait_for(|phase| matches!(phase, Phase::Frozen | Phase::Gone)) => None,
+                end = poll_fn(|cx| self.turn(cx, timer.as_mut())) => Some(end),
+                end = shared.tun.gone() => Some(end),
+            };
+            if let Some(end) = end {
+                tracing::error!(error = %end, "capture has ended: the TUN device is gone");
+                return;
+            }
+            shared.stopped.send_replace(true);
+            let thawed = phase.wait_for(|phase| *phase != Phase::Frozen).await;
+            if thawed.map_or(true, |phase| *phase == Phase::Gone) {
+                return;
+            }
+            shared.stopped.send_replace(false);
+            self.armed = None;
+        }
     }
 
     fn turn(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<io::Error> {
@@ -119,6 +152,11 @@ impl Pump {
                 .table
                 .handle_packet(&mut self.buffer, length, now);
         }
+        if outcome == Err(FlowReject::ForeignSource)
+            && let Some(length) = stranger::answer(&mut self.buffer, length, &self.shared.config.plan)
+        {
+            self.write(length);
+        }
         match outcome {
             Ok(Outcome::Write(length)) => self.write(length),
             Ok(Outcome::WriteThen(length, signal)) => {
@@ -137,8 +175,22 @@ impl Pump {
                 source,
                 destination,
             }) => {
-                let flow = PendingFlow::new(&self.shared, id, source, destination);
-                self.event(Captured::Connect(flow));
+                let held = HeldFlow {
+                    id,
+                    source,
+                    destination,
+                };
+                let told = {
+                    let mut state = self.shared.state();
+                    let tells = state.phase == Phase::Running;
+                    if !tells {
+                        state.untold.push(held);
+                    }
+                    tells
+                };
+                if told {
+                    self.tell([held]);
+                }
             }
             Ok(Outcome::Query {
                 source,

@@ -12,8 +12,8 @@ use std::{
     },
     time::Instant,
 };
-use tokio::sync::oneshot;
-use tombolo_flow::{FlowId, FlowTable, Refusal, Sources};
+use tokio::sync::{oneshot, watch};
+use tombolo_flow::{FlowId, FlowTable, HeldFlow, Refusal, Sources};
 
 /// What the packet loop and the owners of captured things have in common.
 #[derive(Debug)]
@@ -24,6 +24,32 @@ pub(crate) struct Shared {
     pub(crate) counters: Counters,
     /// Held for a table operation, never over a system call on the device.
     state: Mutex<State>,
+    /// Wakes for each change of [`State::phase`].
+    pub(crate) phase: watch::Sender<Phase>,
+    /// True while the packet loop has stopped because of the phase.
+    pub(crate) stopped: watch::Sender<bool>,
+}
+
+/// Whether this process is the one that reads the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// It is.
+    Running,
+    /// New connections are held without being told; those in between are let through.
+    Quiet,
+    /// Besides, none is delivered any more.
+    Settling,
+    /// Nothing is read.
+    Frozen,
+    /// Another process is.
+    Gone,
+}
+
+impl Phase {
+    /// True while nobody may deliver a connection, and nobody knows yet who will.
+    fn is_undecided(self) -> bool {
+        matches!(self, Self::Settling | Self::Frozen)
+    }
 }
 
 /// The table, and who waits for a socket.
@@ -32,6 +58,11 @@ pub(crate) struct State {
     pub(crate) table: FlowTable,
     pub(crate) waiters: HashMap<FlowId, oneshot::Sender<TcpStream>>,
     pub(crate) sources_read: Instant,
+    pub(crate) phase: Phase,
+    /// Held since the packet loop has gone quiet.
+    pub(crate) untold: Vec<HeldFlow>,
+    /// Refused while the packet loop is frozen.
+    pub(crate) refused: Vec<(FlowId, Refusal)>,
 }
 
 /// Counted by whoever does it.
@@ -56,6 +87,9 @@ impl Shared {
             table,
             waiters: HashMap::new(),
             sources_read: Instant::now(),
+            phase: Phase::Running,
+            untold: Vec::new(),
+            refused: Vec::new(),
         };
         Self {
             tun,
@@ -63,7 +97,22 @@ impl Shared {
             listeners,
             counters: Counters::default(),
             state: Mutex::new(state),
+            phase: watch::Sender::new(Phase::Running),
+            stopped: watch::Sender::new(false),
         }
+    }
+
+    /// Changes the phase; what is done under the lock sees either the old or the new one.
+    pub(crate) fn enter(&self, phase: Phase) {
+        self.state().phase = phase;
+        self.phase.send_replace(phase);
+    }
+
+    /// Waits until it is known who delivers connections; false if another process does. Cancel-safe.
+    pub(crate) async fn decided(&self) -> bool {
+        let mut phase = self.phase.subscribe();
+        let decided = phase.wait_for(|phase| !phase.is_undecided()).await;
+        decided.is_ok_and(|phase| *phase != Phase::Gone)
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -91,7 +140,12 @@ impl Shared {
                 return false;
             }
         };
-        let sources = Sources::new(addresses, self.config.allowed_sources.clone());
+        let mut prefixes = self.config.allowed_sources.clone();
+        match addresses::link_prefixes(&self.config.allowed_links) {
+            Ok(of_links) => prefixes.extend(of_links),
+            Err(error) => tracing::warn!(%error, "the addresses of the bridges cannot be read"),
+        }
+        let sources = Sources::new(addresses, prefixes);
         let mut state = self.state();
         state.sources_read = Instant::now();
         let changed = *state.table.sources() != sources;
@@ -103,7 +157,18 @@ impl Shared {
 
     /// Refuses a held connection; nothing happens if it is not held any more.
     pub(crate) fn refuse(&self, id: FlowId, with: Refusal) {
-        let frame = self.state().table.refuse(id, with);
+        let frame = {
+            let mut state = self.state();
+            match state.phase {
+                Phase::Running | Phase::Quiet | Phase::Settling => state.table.refuse(id, with),
+                Phase::Frozen => {
+                    state.refused.push((id, with));
+                    None
+                }
+                // The other process decides by itself.
+                Phase::Gone => None,
+            }
+        };
         if let Some(frame) = frame {
             self.write(&frame);
         }

@@ -96,6 +96,7 @@ impl Fleet {
         let metrics = Arc::new(Metrics::new());
         let (publisher, world) = published(Snapshot::empty(plan(), own.clone()));
         let parts = Parts {
+            listeners: Vec::new(),
             world,
             identity: Arc::clone(&identity),
             own: own.clone(),

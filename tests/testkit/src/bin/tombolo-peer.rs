@@ -7,7 +7,8 @@
 //! checks them), `echo` (N bytes both ways), `banner`, `reset` (says what ended the connection), `hold` (N connections,
 //! one byte each way, then waits for a line on stdin and checks all again), `connect` (prints how connect() ended),
 //! `drip` (a byte each way every N ms on one connection, until stdin closes),
-//! `load` (HTTP GET on a new connection N times a second until stdin closes; a line per request: start in Unix ms,
+//! `steady` (N connections, a byte each way on one after the other, again and again until stdin closes; prints how
+//! often, and the longest wait in ms), `load` (HTTP GET on a new connection N times a second until stdin closes; a line per request: start in Unix ms,
 //! duration in ms, `ok` or the error), `blast` (sends stdin as it is, then reads to the end).
 #![allow(clippy::print_stdout, reason = "a command-line program")]
 
@@ -193,6 +194,26 @@ fn call(mode: &str, host: &str, port: u16, count: u64) -> Result<()> {
             println!("holding {count}");
             std::io::stdin().read_line(&mut String::new())?;
             touch(&mut all)
+        }
+        "steady" => {
+            let mut all = vec![socket];
+            for _ in 1..count {
+                all.push(TcpStream::connect_timeout(&address, Duration::from_secs(15))?);
+            }
+            let stop = stdin_closes();
+            println!("holding {count}");
+            let (mut rounds, mut worst) = (0, Duration::ZERO);
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                for socket in &mut all {
+                    let begun = Instant::now();
+                    socket.set_nodelay(true)?;
+                    touch(std::slice::from_mut(socket))?;
+                    worst = worst.max(begun.elapsed());
+                }
+                rounds += 1;
+            }
+            println!("steady {rounds} worst {}", worst.as_millis());
+            Ok(())
         }
         other => Err(Error::other(format!("no mode {other}"))),
     }?;
