@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PACKAGES="build-essential pkg-config iproute2 iputils-ping nftables procps curl dnsmasq-base nginx-light redis-server
-  postgresql tcpdump python3 python3-pip iperf3 wrk ethtool iptables openssl libfaketime"
+  postgresql tcpdump python3 python3-pip iperf3 wrk ethtool iptables openssl libfaketime prometheus"
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
 
 missing=()

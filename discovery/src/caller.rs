@@ -156,6 +156,9 @@ impl Authenticators {
     /// # Errors
     /// As [`Self::caller`].
     pub async fn identify(&self, link: &Link, headers: &MetadataMap) -> Result<(Caller, Link), Refusal> {
+        if let Some(cause) = &link.over {
+            return Err(Refusal::new(Code::MemberLimit, cause));
+        }
         for authenticator in self.list.iter() {
             if let Some(caller) = authenticator.authenticate(link, headers).await? {
                 if let Caller::Workload {

@@ -1,10 +1,19 @@
 //! The read-only HTTP endpoints: metrics and debug on loopback, readiness.
 
-use crate::{fleet::Fleet, listener::ListenerCounters, metrics::Metrics, xds::Subscribers};
+use crate::{
+    fleet::Fleet,
+    listener::ListenerCounters,
+    metrics::Metrics,
+    telemetry::{self, PushedMetrics},
+    xds::Subscribers,
+};
 use serde_json::{Map, Value, json};
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
 };
 use tombolo_registry::World;
 use tombolo_runtime::http::{Answer, Route};
@@ -18,6 +27,10 @@ pub struct Shown {
     pub subscribers: Subscribers,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// What members have pushed.
+    pub pushed: PushedMetrics,
+    /// `host:port` under which a scraper reaches the debug endpoint, for its list of targets.
+    pub scraped_at: Arc<std::sync::OnceLock<String>>,
     /// Counters of the listener.
     pub listener: Arc<ListenerCounters>,
     /// True while discovery serves.
@@ -35,6 +48,7 @@ impl Shown {
                     self.subscribers.len(),
                     version,
                     &self.listener,
+                    &self.pushed,
                 );
                 Some(Answer::text(text))
             }
@@ -44,7 +58,14 @@ impl Shown {
             )),
             "/debug/members" => Some(Answer::json(self.members_json().to_string())),
             "/healthz" => Some(self.readiness()),
-            _ => None,
+            "/http_sd" => {
+                let address = self.scraped_at.get().map_or("", String::as_str);
+                Some(telemetry::http_sd(&self.pushed, &self.fleet.view(), address))
+            }
+            _ => {
+                let rest = path.strip_prefix(telemetry::PAGES)?;
+                telemetry::page(&self.pushed, &self.fleet.view(), rest, Instant::now())
+            }
         })
     }
 

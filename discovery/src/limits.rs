@@ -61,7 +61,7 @@ pub struct Nameless {
 }
 
 /// IPv4-mapped addresses are IPv4, and one IPv6 /64 is one source.
-fn source_of(address: IpAddr) -> IpAddr {
+pub(crate) fn source_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(v4) => IpAddr::V4(v4),
         IpAddr::V6(v6) => {

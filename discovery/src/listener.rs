@@ -1,6 +1,9 @@
 //! The TLS listener: accepts, hands connections to the gRPC server, and keeps floods away from the private key.
 
-use crate::limits::{HalfOpen, Limits, Nameless};
+use crate::{
+    limits::{HalfOpen, Limits, Nameless},
+    members::{MemberLimits, Place},
+};
 use rustls::ServerConfig;
 use std::{
     fmt, io,
@@ -50,6 +53,8 @@ pub struct Link {
     pub peer: Option<Arc<Peer>>,
     /// On the admin socket.
     pub local: Option<LocalUser>,
+    /// One connection too many of this member: why every call on it is refused.
+    pub over: Option<Arc<str>>,
 }
 
 impl fmt::Debug for Link {
@@ -80,7 +85,18 @@ pub struct Connection<I> {
     io: I,
     link: Link,
     /// Held as long as the connection.
-    _place: Option<Nameless>,
+    _place: Option<Held>,
+}
+
+/// A place that a connection takes: among those of its member, or of those who have shown no certificate.
+#[derive(Debug)]
+enum Held {
+    Member {
+        _place: Place,
+    },
+    Nameless {
+        _place: Nameless,
+    },
 }
 
 impl<I> Connection<I> {
@@ -167,6 +183,7 @@ pub async fn run(
     tls: Arc<ServerConfig>,
     counters: Arc<ListenerCounters>,
     accepted_tx: mpsc::Sender<io::Result<Connection<TlsStream<TcpStream>>>>,
+    members: MemberLimits,
     tasks: TaskGroup,
 ) {
     let limits = Limits::default();
@@ -186,9 +203,10 @@ pub async fn run(
             continue;
         };
         let (tls, counters, accepted_tx) = (Arc::clone(&tls), Arc::clone(&counters), accepted_tx.clone());
+        let members = members.clone();
         tasks.spawn_until_stopped("TLS handshake", async move {
             let shaken =
-                tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(socket, remote, tls, &place)).await;
+                tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(socket, remote, tls, &place, &members)).await;
             drop(place);
             match shaken {
                 Ok(Ok(connection)) => {
@@ -213,6 +231,7 @@ async fn handshake(
     remote: SocketAddr,
     tls: Arc<ServerConfig>,
     place: &HalfOpen,
+    members: &MemberLimits,
 ) -> io::Result<Connection<TlsStream<TcpStream>>> {
     socket.set_nodelay(true)?;
     // The ClientHello first: whoever sends none costs no arithmetic. Nothing that others need is held while the peer is
@@ -239,19 +258,35 @@ async fn handshake(
             "too many connections without a certificate",
         )
     };
-    let nameless = match peer {
-        Some(_) => None,
-        None => Some(place.nameless().ok_or_else(full)?),
+    let too_many = || {
+        io::Error::new(
+            io::ErrorKind::QuotaExceeded,
+            "too many connections of this member",
+        )
+    };
+    let mut over = None;
+    let held = match &peer {
+        Some(peer) => {
+            let place = members
+                .connection(&peer.id, peer.device, remote.ip())
+                .ok_or_else(too_many)?;
+            over = place.over().map(Arc::from);
+            Held::Member { _place: place }
+        }
+        None => Held::Nameless {
+            _place: place.nameless().ok_or_else(full)?,
+        },
     };
     let link = Link {
         remote: Some(remote),
         exporter: Some(exporter),
         peer,
         local: None,
+        over,
     };
     Ok(Connection {
         io: stream,
         link,
-        _place: nameless,
+        _place: Some(held),
     })
 }

@@ -7,11 +7,16 @@ use prometheus_client::{
 };
 use std::sync::atomic::Ordering;
 
-use crate::{fleet::View, listener::ListenerCounters};
+use crate::{fleet::View, listener::ListenerCounters, telemetry::PushedMetrics};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CallLabels {
     call: &'static str,
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabels {
     result: &'static str,
 }
 
@@ -33,7 +38,10 @@ pub struct Metrics {
     /// Certificates issued.
     pub certificates: Counter,
     calls: Family<CallLabels, Counter>,
+    pushes_of_metrics: Family<ResultLabels, Counter>,
     members: Family<StateLabels, Gauge>,
+    pushed_members: Gauge,
+    pushed_bytes: Gauge,
     subscribers: Gauge,
     world_version: Gauge,
     accepted: Gauge,
@@ -53,7 +61,10 @@ impl Default for Metrics {
             nacks: Counter::default(),
             certificates: Counter::default(),
             calls: Family::default(),
+            pushes_of_metrics: Family::default(),
             members: Family::default(),
+            pushed_members: Gauge::default(),
+            pushed_bytes: Gauge::default(),
             subscribers: Gauge::default(),
             world_version: Gauge::default(),
             accepted: Gauge::default(),
@@ -92,6 +103,21 @@ impl Default for Metrics {
             metrics.members.clone(),
         );
         r.register(
+            "tombolo_discovery_metrics_pushes",
+            "Metrics pushed by members",
+            metrics.pushes_of_metrics.clone(),
+        );
+        r.register(
+            "tombolo_discovery_metrics_members",
+            "Members whose pushed metrics are kept",
+            metrics.pushed_members.clone(),
+        );
+        r.register(
+            "tombolo_discovery_metrics_bytes",
+            "Bytes of pushed metrics that are kept",
+            metrics.pushed_bytes.clone(),
+        );
+        r.register(
             "tombolo_discovery_subscribers",
             "xDS streams",
             metrics.subscribers.clone(),
@@ -127,6 +153,12 @@ impl Metrics {
         self.calls.get_or_create(&CallLabels { call, result }).inc();
     }
 
+    /// Counts a push of metrics by a member.
+    pub fn pushed(&self, ok: bool) {
+        let result = if ok { "ok" } else { "refused" };
+        self.pushes_of_metrics.get_or_create(&ResultLabels { result }).inc();
+    }
+
     /// The text that a scraper reads.
     pub fn encode(
         &self,
@@ -134,6 +166,7 @@ impl Metrics {
         subscribers: usize,
         world_version: u64,
         listener: &ListenerCounters,
+        pushed: &PushedMetrics,
     ) -> String {
         let as_gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         for state in STATES {
@@ -146,6 +179,9 @@ impl Metrics {
                 .get_or_create(&StateLabels { state })
                 .set(as_gauge(count as u64));
         }
+        let (members, bytes) = pushed.held();
+        self.pushed_members.set(as_gauge(members as u64));
+        self.pushed_bytes.set(as_gauge(bytes as u64));
         self.subscribers.set(as_gauge(subscribers as u64));
         self.world_version.set(as_gauge(world_version));
         self.accepted

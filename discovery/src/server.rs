@@ -14,16 +14,19 @@ use crate::{
     init::make_runtime_dir,
     istio_ca::CertificateService,
     listener::{self, ListenerCounters},
+    members::MemberLimits,
     metrics::Metrics,
     objects::Objects,
     state::StateDir,
+    telemetry::{PushedMetrics, REQUEST_MAX, TelemetryService},
     xds::{Ads, Subscribers},
 };
 use anyhow::{Context as _, Result};
 use std::{
     net::SocketAddr,
+    pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, SystemTime},
@@ -34,13 +37,17 @@ use tombolo_ca::{Authority, TtlLimits};
 use tombolo_identity::{LiveIdentity, discovery_server_config};
 use tombolo_proto::{
     istio::v1::auth::istio_certificate_service_server::IstioCertificateServiceServer,
-    tombolo::{admin::v1::admin_server::AdminServer, v1::enrollment_server::EnrollmentServer},
+    tombolo::{
+        admin::v1::admin_server::AdminServer,
+        v1::{enrollment_server::EnrollmentServer, telemetry_server::TelemetryServer},
+    },
     xds::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
 };
 use tombolo_runtime::{Drained, TaskGroup, http};
 use tombolo_store::{RedbStore, Store, StoreOptions};
 use tombolo_types::Code;
 use tonic::transport::Server;
+use tower::util::MapFutureLayer;
 
 /// PING on every connection: a VM that lost its power is noticed within two of these.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
@@ -124,6 +131,7 @@ pub async fn start(config: &Config) -> Result<Running> {
             settings: settings.clone(),
             bundles: vec![(trust_domain.clone(), authority.roots_pem().to_owned())],
             memory_path: state.members(),
+            vips_path: state.vips(),
             witness_port: config.witness_port,
             start_grace: config.start_grace.0,
         },
@@ -165,18 +173,20 @@ pub async fn start(config: &Config) -> Result<Running> {
         vec![Box::new(Mtls), Box::new(SharedBearer(bearer))],
         fleet.clone(),
     );
+    let members = MemberLimits::default();
     let ads = Ads::new(
         fleet.clone(),
         remote.clone(),
         subscribers.clone(),
         addresses,
         Arc::clone(&metrics),
+        members.clone(),
         front.clone(),
     );
     let certificates = CertificateService {
         authority,
         authenticators: remote.clone(),
-        audit,
+        audit: Arc::clone(&audit),
         metrics: Arc::clone(&metrics),
     };
 
@@ -194,6 +204,13 @@ pub async fn start(config: &Config) -> Result<Running> {
         .await
         .with_context(|| format!("{} cannot be bound", config.admin_socket.display()))?;
     let counters = Arc::new(ListenerCounters::default());
+    let (pushed, scraped_at) = (PushedMetrics::default(), Arc::new(OnceLock::new()));
+    let telemetry = TelemetryService {
+        pushed: pushed.clone(),
+        authenticators: remote.clone(),
+        fleet: fleet.clone(),
+        metrics: Arc::clone(&metrics),
+    };
     let ready = Arc::new(AtomicBool::new(false));
     let shown = Shown {
         fleet: fleet.clone(),
@@ -201,6 +218,8 @@ pub async fn start(config: &Config) -> Result<Running> {
         metrics,
         listener: Arc::clone(&counters),
         ready: Arc::clone(&ready),
+        pushed: pushed.clone(),
+        scraped_at: Arc::clone(&scraped_at),
     };
     let mut bound = [None, None];
     let routes = [shown.clone().debug_route(), shown.readiness_route()];
@@ -220,13 +239,18 @@ pub async fn start(config: &Config) -> Result<Running> {
         }
     }
 
+    if let [Some(debug), _] = bound {
+        let _ = scraped_at.set(scrape_address(debug, &config.hosts())); // set once, here
+    }
+
     let tls = Arc::new(discovery_server_config(&live)?);
     let (accepted_tx, accepted_rx) = mpsc::channel(listener::ACCEPTED_MAX);
     front.spawn(
         "listener",
-        listener::run(tcp, tls, counters, accepted_tx, front.clone()),
+        listener::run(tcp, tls, counters, accepted_tx, members, front.clone()),
     );
     let router = grpc()
+        .layer(audited(&audit))
         .add_service(AggregatedDiscoveryServiceServer::new(ads).max_decoding_message_size(ADS_REQUEST_MAX))
         .add_service(
             IstioCertificateServiceServer::new(certificates).max_decoding_message_size(ENROLL_REQUEST_MAX),
@@ -234,6 +258,7 @@ pub async fn start(config: &Config) -> Result<Running> {
         .add_service(
             EnrollmentServer::new(EnrollmentService::new(mesh)).max_decoding_message_size(ENROLL_REQUEST_MAX),
         )
+        .add_service(TelemetryServer::new(telemetry).max_decoding_message_size(REQUEST_MAX))
         .add_service(
             // A request is read before anybody can look who sends it.
             AdminServer::new(AdminService::new(Arc::clone(&admin), remote))
@@ -251,7 +276,7 @@ pub async fn start(config: &Config) -> Result<Running> {
     let (accepted_tx, accepted_rx) = mpsc::channel(listener::ACCEPTED_MAX);
     front.spawn("admin socket", socket::run(unix, accepted_tx, front.clone()));
     let local = Authenticators::new(vec![Box::new(socket::PeerCredentials)], fleet.clone());
-    let router = Server::builder().add_service(
+    let router = Server::builder().layer(audited(&audit)).add_service(
         AdminServer::new(AdminService::new(admin, local)).max_decoding_message_size(ADMIN_REQUEST_MAX),
     );
     let stop = front.token().cancelled_owned();
@@ -273,6 +298,34 @@ pub async fn start(config: &Config) -> Result<Running> {
         ready,
         front,
         back,
+    })
+}
+
+/// Where a scraper finds the debug endpoint: at its own address, or with that of all under the name of discovery.
+fn scrape_address(bound: SocketAddr, hosts: &[String]) -> String {
+    match hosts.first().filter(|_| bound.ip().is_unspecified()) {
+        Some(host) if host.contains(':') => format!("[{host}]:{}", bound.port()),
+        Some(host) => format!("{host}:{}", bound.port()),
+        None => bound.to_string(),
+    }
+}
+
+/// No call is answered before what the audit log says of it is on the disk.
+fn audited<F: Future>(
+    audit: &Arc<Audit>,
+) -> MapFutureLayer<impl Fn(F) -> Pin<Box<dyn Future<Output = F::Output> + Send>> + Clone + Send + 'static>
+where
+    F: Send + 'static,
+    F::Output: Send,
+{
+    let audit = Arc::clone(audit);
+    MapFutureLayer::new(move |call: F| {
+        let audit = Arc::clone(&audit);
+        Box::pin(async move {
+            let answer = call.await;
+            audit.flushed().await;
+            answer
+        }) as Pin<Box<dyn Future<Output = F::Output> + Send>>
     })
 }
 

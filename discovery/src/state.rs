@@ -43,6 +43,11 @@ impl StateDir {
         self.0.join("members.json")
     }
 
+    /// The highest virtual address ever given.
+    pub fn vips(&self) -> PathBuf {
+        self.0.join("vips.json")
+    }
+
     /// The configuration that the state was made with.
     pub fn founding(&self) -> PathBuf {
         self.0.join("init.yaml")

@@ -81,6 +81,64 @@ pub struct Preflight {
     pub mesh_domain: String,
     /// VIP prefixes of the mesh.
     pub plan: AddressPlan,
+    /// What may still be done with the token; `None` if discovery does not know it or is of an older version.
+    pub token: Option<TokenFacts>,
+}
+
+/// Longest life of a token that may be an argument.
+const ARGUMENT_LIFE_MAX: Duration = Duration::from_secs(3600);
+
+/// What discovery knows of a join token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TokenFacts {
+    /// How many devices may use it in all.
+    pub uses: u32,
+    /// How many have.
+    pub used: u32,
+    /// From its making to its end.
+    pub life: Duration,
+    /// From now to its end.
+    pub left: Duration,
+}
+
+impl TokenFacts {
+    /// TMB0107 for a token that may not stand in an argument, where every user of the host reads it: only one of a
+    /// single use and an hour of life may.
+    pub fn argument_problem(&self) -> Option<Problem> {
+        (self.uses > 1 || self.life > ARGUMENT_LIFE_MAX).then(|| {
+            let cause = format!(
+                "it is for {} use{} and {} of life, and may have been read already: tombolo token revoke, and make another",
+                self.uses,
+                if self.uses == 1 { "" } else { "s" },
+                self.life_text()
+            );
+            Problem::new(Code::TokenInArgument, cause)
+        })
+    }
+
+    fn life_text(&self) -> String {
+        span(self.life)
+    }
+
+    /// Uses and time that are left, for people.
+    pub fn left_text(&self) -> String {
+        let uses = self.uses.saturating_sub(self.used);
+        format!(
+            "{uses} of {} use{} and {} left",
+            self.uses,
+            if self.uses == 1 { "" } else { "s" },
+            span(self.left)
+        )
+    }
+}
+
+/// `90 min`, `36 h`.
+fn span(time: Duration) -> String {
+    match time.as_secs() {
+        s @ 0..120 => format!("{s} s"),
+        s @ 120..7200 => format!("{} min", s / 60),
+        s => format!("{} h", s / 3600),
+    }
 }
 
 impl Preflight {
@@ -168,7 +226,10 @@ impl Enroller {
     /// When it does not answer, or serves another trust domain than the token's.
     pub async fn preflight(&self) -> Result<Preflight, Problem> {
         let before = host::now_unix_ms();
-        let request = v1::PreflightRequest { hello: Some(hello()) };
+        let request = v1::PreflightRequest {
+            hello: Some(hello()),
+            token_id: self.token.id.to_vec(),
+        };
         let answer = call(&self.endpoint, self.client().preflight(request)).await?;
         let middle = before + (host::now_unix_ms() - before) / 2;
         if answer.trust_domain != self.token.trust_domain.as_str() {
@@ -185,6 +246,17 @@ impl Enroller {
             discovery_unix_ms: answer.server_time_unix_ms,
             mesh_domain: answer.mesh_domain,
             plan: plan.map_err(|error| Problem::new(Code::PrefixTaken, error))?,
+            token: answer.token.map(|token| TokenFacts {
+                uses: token.uses,
+                used: token.used,
+                life: Duration::from_millis(
+                    u64::try_from(token.expires_unix_ms.saturating_sub(token.created_unix_ms)).unwrap_or(0),
+                ),
+                left: Duration::from_millis(
+                    u64::try_from(token.expires_unix_ms.saturating_sub(answer.server_time_unix_ms))
+                        .unwrap_or(0),
+                ),
+            }),
         })
     }
 
@@ -325,6 +397,31 @@ mod tests {
     use super::*;
 
     #[test]
+    fn arguments_are_for_tokens_of_one_use_and_an_hour() {
+        let hour = 3600;
+        for (uses, life, refused) in [
+            (1, hour, None),
+            (1, 60, None),
+            (1, hour + 1, Some("1 use and 60 min")),
+            (2, 60, Some("2 uses and 60 s")),
+            (1000, 24 * hour, Some("1000 uses and 24 h")),
+        ] {
+            let facts = TokenFacts {
+                uses,
+                used: 0,
+                life: Duration::from_secs(life),
+                left: Duration::from_secs(life),
+            };
+            let problem = facts.argument_problem();
+            assert_eq!(problem.is_some(), refused.is_some(), "{uses} {life}");
+            if let (Some(problem), Some(text)) = (problem, refused) {
+                assert_eq!(problem.code, Code::TokenInArgument);
+                assert!(problem.cause.contains(text), "{problem}");
+            }
+        }
+    }
+
+    #[test]
     fn the_clock_is_named() {
         let preflight = |ms| Preflight {
             version: String::new(),
@@ -332,6 +429,7 @@ mod tests {
             discovery_unix_ms: 400 * 86_400_000 + 3_600_000,
             mesh_domain: String::new(),
             plan: AddressPlan::default(),
+            token: None,
         };
         for (ms, expected) in [
             (0, None),

@@ -217,6 +217,9 @@ impl AdminService {
         if view.in_grace {
             conditions.push(made(Code::StartGrace, String::new()));
         }
+        if let Some(cause) = self.context.mesh.audit.problem() {
+            conditions.push(made(Code::AuditFailing, cause));
+        }
         let connected = view
             .members
             .values()

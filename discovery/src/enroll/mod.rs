@@ -225,15 +225,17 @@ fn server_time() -> i64 {
 impl Enrollment for EnrollmentService {
     async fn preflight(
         &self,
-        _request: Request<pb::PreflightRequest>,
+        request: Request<pb::PreflightRequest>,
     ) -> Result<Response<pb::PreflightResponse>, Status> {
         let settings = &self.context.settings;
+        let token = self.context.token_facts(&request.into_inner().token_id).await;
         Ok(Response::new(pb::PreflightResponse {
             hello: Some(Context::hello()),
             server_time_unix_ms: server_time(),
             trust_domain: settings.trust_domain.to_string(),
             mesh_domain: settings.mesh_domain.clone(),
             vip_prefixes: settings.plan.prefixes().to_vec(),
+            token,
         }))
     }
 

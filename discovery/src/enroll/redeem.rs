@@ -91,6 +91,24 @@ impl Context {
         Err(raced.unwrap_or_else(|| Refusal::busy("many hosts enrol at once; try again")))
     }
 
+    /// What may still be done with a token. Its id is 16 random bytes: who names one holds the token.
+    pub(super) async fn token_facts(&self, token_id: &[u8]) -> Option<pb::TokenFacts> {
+        let token_id: [u8; 16] = token_id.try_into().ok()?;
+        let name: String = token_id.iter().map(|b| format!("{b:02x}")).collect();
+        let token = self.find_token(&name).await.ok()?;
+        let status: JoinTokenStatus = token
+            .status
+            .and_then(|status| serde_json::from_value(status).ok())
+            .unwrap_or_default();
+        let time = |text: &str| tombolo_config::unix_ms(text).unwrap_or_default();
+        Some(pb::TokenFacts {
+            uses: token.spec.uses,
+            used: u32::try_from(status.used.len()).unwrap_or(u32::MAX),
+            created_unix_ms: token.metadata.creation_timestamp.as_deref().map_or(0, time),
+            expires_unix_ms: time(&token.spec.expires),
+        })
+    }
+
     async fn find_token(&self, name: &str) -> Result<Object<JoinTokenSpec>, Refusal> {
         let unknown = || Refusal::new(Code::TokenUnknown, format_args!("token {name}"));
         let namespace = self.fleet.view().tokens.get(name).cloned().ok_or_else(unknown)?;

@@ -3,10 +3,12 @@
 //! Events go in (the store's watch, control streams, probe reports, dials); two immutable snapshots come out: the
 //! compiled [`World`] for subscribers, and the [`View`] of devices for everybody else.
 
+mod damping;
 mod dial;
 pub mod liveness;
 mod memory;
 mod owner;
+mod vips;
 mod view;
 
 pub use owner::{DRAINING, OwnerConfig, start};

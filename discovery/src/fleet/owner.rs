@@ -4,9 +4,12 @@ mod intake;
 mod upkeep;
 
 use super::{
-    Event, Fleet, Report, View, dial,
+    Event, Fleet, Report, View,
+    damping::{Damping, Heard},
+    dial,
     liveness::{Action, Liveness},
     memory::{self, Memory},
+    vips,
 };
 use crate::objects::{ObjectError, Objects};
 use futures_util::StreamExt as _;
@@ -18,10 +21,10 @@ use std::{
 };
 use tokio::sync::mpsc;
 use tombolo_config::{DeviceSpec, Kind, Object, Resource};
-use tombolo_registry::{MeshSettings, Registry, World};
+use tombolo_registry::{MeshSettings, Registry, Watermark, World};
 use tombolo_runtime::{Publisher, TaskGroup, published};
 use tombolo_store::Watch;
-use tombolo_types::{DeviceId, TrustDomain};
+use tombolo_types::{Code, DeviceId, TrustDomain};
 
 /// A change is pushed when nothing has followed it for so long.
 const QUIET: Duration = Duration::from_millis(10);
@@ -54,6 +57,8 @@ pub struct OwnerConfig {
     pub bundles: Vec<(TrustDomain, String)>,
     /// Where to remember members.
     pub memory_path: PathBuf,
+    /// Where to remember the highest virtual address.
+    pub vips_path: PathBuf,
     /// Port that the witness dials; 15008 but in tests.
     pub witness_port: u16,
     /// Nobody is taken out by suspicion for so long after the start.
@@ -74,6 +79,7 @@ type ObjectName = (Kind, String, String);
 struct Entry {
     network: String,
     address: Option<IpAddr>,
+    locality: String,
     health_checked: bool,
     status: Option<serde_json::Value>,
 }
@@ -82,6 +88,8 @@ struct Owner {
     objects: Objects,
     settings: MeshSettings,
     memory_path: PathBuf,
+    vips_path: PathBuf,
+    vips_written: Option<Watermark>,
     witness_port: u16,
     registry: Registry,
     liveness: Liveness,
@@ -90,6 +98,7 @@ struct Owner {
     entries: BTreeMap<EntryKey, Entry>,
     devices: BTreeMap<DeviceId, Object<DeviceSpec>>,
     reports: BTreeMap<DeviceId, Report>,
+    damping: Damping,
     /// Enrolled while we run: with a probe they are unhealthy until the first report.
     fresh: BTreeSet<DeviceId>,
     /// Last health told to the registry; true is what it assumes.
@@ -140,6 +149,7 @@ pub async fn start(config: OwnerConfig, tasks: &TaskGroup) -> Result<Fleet, Obje
         entries: BTreeMap::new(),
         devices: BTreeMap::new(),
         reports: BTreeMap::new(),
+        damping: Damping::default(),
         fresh: BTreeSet::new(),
         chosen: BTreeMap::new(),
         memory: memory::read(&config.memory_path),
@@ -161,8 +171,13 @@ pub async fn start(config: OwnerConfig, tasks: &TaskGroup) -> Result<Fleet, Obje
         objects: config.objects,
         settings: config.settings,
         memory_path: config.memory_path,
+        vips_written: vips::read(&config.vips_path),
+        vips_path: config.vips_path,
         witness_port: config.witness_port,
     };
+    if let Some(watermark) = owner.vips_written {
+        owner.registry.raise_vip_watermark(watermark);
+    }
     let watch = owner.load(now).await?;
     if owner.devices.is_empty() {
         // The grace is for those who were there before and have not come back yet: a new mesh has none.
@@ -194,6 +209,10 @@ impl Owner {
         loop {
             let now = Instant::now();
             self.liveness.handle_timeout(now);
+            for (device, report) in self.damping.poll(now) {
+                self.reports.insert(device, report);
+                self.refresh(device, now);
+            }
             self.act(now);
             self.settle(now).await;
             self.sweep(now).await;
@@ -228,7 +247,7 @@ impl Owner {
     fn wake(&self) -> Instant {
         let liveness = self.liveness.poll_timeout().map(|(at, _)| at);
         let dirty = self.dirty.as_ref().map(Dirty::due);
-        [liveness, dirty, self.remember_at, self.retry_at]
+        [liveness, dirty, self.damping.poll_timeout(), self.remember_at, self.retry_at]
             .into_iter()
             .flatten()
             .fold(self.sweep_at, Instant::min)
@@ -248,9 +267,21 @@ impl Owner {
                 self.refresh(device, now);
             }
             Event::Report(device, report) => {
-                if self.devices.contains_key(&device) {
-                    self.reports.insert(device, report);
-                    self.refresh(device, now);
+                if !self.devices.contains_key(&device) {
+                    return;
+                }
+                match self.damping.hear(device, report, self.reports.get(&device), now) {
+                    Heard::Now(report) => {
+                        self.reports.insert(device, report);
+                        self.refresh(device, now);
+                    }
+                    Heard::Nothing => {}
+                    Heard::Later(first) => {
+                        if first {
+                            tracing::warn!(%device, "{}", Code::HealthFlaps.message(format_args!("device {device}")));
+                        }
+                        self.refresh(device, now);
+                    }
                 }
             }
             Event::Dialled {
@@ -284,7 +315,7 @@ impl Owner {
                 } => tracing::warn!(
                     network = %network,
                     "{}",
-                    tombolo_types::Code::BrakeEngaged.message("control streams were lost within seconds of each other")
+                    Code::BrakeEngaged.message("control streams were lost within seconds of each other")
                 ),
                 Action::Brake {
                     network,

@@ -23,6 +23,8 @@ pub struct Member {
     pub device: Object<DeviceSpec>,
     /// Address of its WorkloadEntry.
     pub address: Option<IpAddr>,
+    /// Locality of its WorkloadEntry, `region/zone/subzone`; empty if it has none.
+    pub locality: String,
     /// Status of its WorkloadEntry, as stored.
     pub entry_status: Option<serde_json::Value>,
     /// By its control stream and the witness; `None` for a device without a WorkloadEntry.

@@ -8,7 +8,10 @@ mod watch;
 
 pub use subscribers::{SubscriberState, Subscribers, TypeState};
 
-use crate::{address::AddressKeeper, caller::Authenticators, fleet::Fleet, metrics::Metrics};
+use crate::{
+    address::AddressKeeper, caller::Authenticators, fleet::Fleet, members::MemberLimits, metrics::Metrics,
+    refusal::Refusal,
+};
 use std::{pin::Pin, sync::Arc};
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, wrappers::ReceiverStream};
@@ -17,7 +20,8 @@ use tombolo_proto::xds::{
     aggregated_discovery_service_server::AggregatedDiscoveryService,
 };
 use tombolo_runtime::TaskGroup;
-use tonic::{Request, Response, Status, Streaming};
+use tombolo_types::Code;
+use tonic::{Request, Response, Status, Streaming, metadata::MetadataValue};
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -28,6 +32,7 @@ pub struct Ads {
     pub(crate) addresses: AddressKeeper,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tasks: TaskGroup,
+    members: MemberLimits,
     demand: demand::Addresses,
 }
 
@@ -39,6 +44,7 @@ impl Ads {
         subscribers: Subscribers,
         addresses: AddressKeeper,
         metrics: Arc<Metrics>,
+        members: MemberLimits,
         tasks: TaskGroup,
     ) -> Self {
         Self {
@@ -48,6 +54,7 @@ impl Ads {
             addresses,
             metrics,
             tasks,
+            members,
             demand: demand::Addresses::default(),
         }
     }
@@ -76,12 +83,17 @@ impl AggregatedDiscoveryService for Ads {
         let link = crate::caller::link_of(&request);
         let (caller, link) = self.authenticators.identify(&link, request.metadata()).await?;
         // Before the first request is read: it may be large.
-        node::known(&caller)?;
+        let (id, device) = node::known(&caller)?;
+        let place = self
+            .members
+            .stream(id, device, link.remote.map(|remote| remote.ip()))
+            .map_err(|cause| Refusal::new(Code::MemberLimit, cause))?;
         // One place: a response is made when the client has read the one before it.
         let (answers_tx, answers_rx) = mpsc::channel(1);
         let ads = self.clone();
         let requests = request.into_inner();
         self.tasks.spawn("ADS stream", async move {
+            let _place = place;
             let tasks = ads.tasks.clone();
             let closing = answers_tx.clone();
             let ended = tokio::select! {
@@ -93,6 +105,11 @@ impl AggregatedDiscoveryService for Ads {
                 let _ = closing.try_send(Err(status));
             }
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(answers_rx))))
+        let answers: Self::DeltaAggregatedResourcesStream = Box::pin(ReceiverStream::new(answers_rx));
+        let mut response = Response::new(answers);
+        // Agents compare it with their own.
+        let version = MetadataValue::from_static(env!("CARGO_PKG_VERSION"));
+        response.metadata_mut().insert("tombolo-version", version);
+        Ok(response)
     }
 }

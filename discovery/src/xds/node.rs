@@ -155,6 +155,7 @@ mod tests {
             ..DeviceSpec::default()
         };
         let member = Member {
+            locality: String::new(),
             device: Object::<DeviceSpec>::new(Metadata::named("shop", "0000000000000001"), spec),
             address: None,
             entry_status: None,

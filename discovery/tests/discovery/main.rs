@@ -12,4 +12,5 @@ mod enrolment;
 mod hostile;
 mod lab;
 mod liveness;
+mod members;
 mod xds;

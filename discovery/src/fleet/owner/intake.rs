@@ -10,7 +10,7 @@ use std::{collections::BTreeSet, net::SocketAddr, pin::Pin, sync::Arc, time::Ins
 use tombolo_config::{DeviceSpec, Kind, Object, Resource, WorkloadEntrySpec, annotation};
 use tombolo_registry::Health;
 use tombolo_store::{Change, Event as StoreEvent, StoreError, Watch};
-use tombolo_types::DeviceId;
+use tombolo_types::{Code, DeviceId};
 
 impl Owner {
     /// Takes what the watch has, without waiting, up to a turn.
@@ -110,6 +110,7 @@ impl Owner {
         let new = Entry {
             network: network.clone(),
             address: entry.spec.address.parse().ok(),
+            locality: entry.spec.locality.clone(),
             health_checked,
             status: entry.status.clone(),
         };
@@ -248,6 +249,7 @@ impl Owner {
     pub(super) fn drop_member(&mut self, id: DeviceId, now: Instant) {
         self.liveness.remove(id);
         self.reports.remove(&id);
+        self.damping.forget(id);
         self.fresh.remove(&id);
         self.chosen.remove(&id);
         self.view.members.remove(&id);
@@ -276,9 +278,16 @@ impl Owner {
             device.spec.workload_entry.clone(),
         );
         let entry = self.entries.get(&(namespace.clone(), entry_name.clone()));
-        let report = self.reports.get(&id).cloned();
+        let mut report = self.reports.get(&id).cloned();
+        if self.damping.holds(id)
+            && let Some(report) = &mut report
+        {
+            let cause = format!("it says that it is well again; last was: {}", report.message);
+            report.message = Code::HealthFlaps.message(cause);
+        }
         let mut member = Member {
             address: entry.and_then(|entry| entry.address),
+            locality: entry.map(|entry| entry.locality.clone()).unwrap_or_default(),
             entry_status: entry.and_then(|entry| entry.status.clone()),
             standing: entry.and_then(|_| self.liveness.standing(id)),
             awaits_report: report.is_none()

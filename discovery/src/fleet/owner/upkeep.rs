@@ -3,6 +3,7 @@
 use super::{ObjectName, Owner, RETRY_INTERVAL, SWEEP_INTERVAL, TOMBSTONE_LIFE};
 use crate::{
     fleet::{
+        vips,
         liveness::Remembered,
         memory::{self, MemberMemory, Memory},
     },
@@ -32,6 +33,11 @@ impl Owner {
         if by_object.is_empty() {
             return;
         }
+        // Before the addresses are in any object: a crash in between wastes them, and gives none twice.
+        if !self.remember_vips() {
+            self.retry_at = Some(now + RETRY_INTERVAL);
+            return;
+        }
         // All in one transaction; one that raced with another writer goes alone.
         let given = match self.persist(&by_object).await {
             Ok(resources) => resources,
@@ -56,6 +62,22 @@ impl Owner {
                 .for_each(|resource| self.registry.upsert(resource));
             self.mark(now, false);
         }
+    }
+
+    /// Writes the highest addresses ever given, so that after a restart those of deleted objects are not given again
+    /// soon. False: the disk refuses.
+    fn remember_vips(&mut self) -> bool {
+        let watermark = self.registry.vip_watermark();
+        if self.vips_written == Some(watermark) {
+            return true;
+        }
+        let written = vips::write(&self.vips_path, watermark);
+        if let Err(error) = &written {
+            tracing::error!(%error, path = %self.vips_path.display(), "no virtual address is given: the highest one cannot be remembered");
+            return false;
+        }
+        self.vips_written = Some(watermark);
+        true
     }
 
     pub(super) async fn persist(
