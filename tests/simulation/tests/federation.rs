@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::atomic::{AtomicUsize, Ordering},
 };
 use tombolo_simulation::{Outcome, run};
 
@@ -20,8 +21,24 @@ fn all_seeds_heal() {
     let mut total = Outcome::default();
     let mut audits: BTreeMap<&str, u64> = BTreeMap::new();
     let mut failed = Vec::new();
-    for seed in &seeds {
-        match catch_unwind(AssertUnwindSafe(|| run(*seed))) {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut done = Vec::new();
+        while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
+            done.push((*seed, catch_unwind(AssertUnwindSafe(|| run(*seed)))));
+        }
+        done
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let results = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let join = |worker: std::thread::ScopedJoinHandle<'_, _>| {
+            worker.join().expect("a worker catches what panics")
+        };
+        workers.into_iter().flat_map(join).collect::<Vec<_>>()
+    });
+    for (seed, result) in results {
+        match result {
             Ok(outcome) => {
                 total.clusters += outcome.clusters;
                 total.steps += outcome.steps;
@@ -34,10 +51,7 @@ fn all_seeds_heal() {
             }
             Err(_) => {
                 println!("FAILED: SEED={seed} cargo test -p tombolo-simulation");
-                failed.push(*seed);
-                if failed.len() >= 10 {
-                    break;
-                }
+                failed.push(seed);
             }
         }
     }
