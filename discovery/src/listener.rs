@@ -91,12 +91,8 @@ pub struct Connection<I> {
 /// A place that a connection takes: among those of its member, or of those who have shown no certificate.
 #[derive(Debug)]
 enum Held {
-    Member {
-        _place: Place,
-    },
-    Nameless {
-        _place: Nameless,
-    },
+    Member { _place: Place },
+    Nameless { _place: Nameless },
 }
 
 impl<I> Connection<I> {
@@ -205,8 +201,11 @@ pub async fn run(
         let (tls, counters, accepted_tx) = (Arc::clone(&tls), Arc::clone(&counters), accepted_tx.clone());
         let members = members.clone();
         tasks.spawn_until_stopped("TLS handshake", async move {
-            let shaken =
-                tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(socket, remote, tls, &place, &members)).await;
+            let shaken = tokio::time::timeout(
+                HANDSHAKE_TIMEOUT,
+                handshake(socket, remote, tls, &place, &members),
+            )
+            .await;
             drop(place);
             match shaken {
                 Ok(Ok(connection)) => {

@@ -182,11 +182,19 @@ mod tests {
         let limits = MemberLimits::default();
         let source = "192.0.2.1".parse().unwrap();
         let open = |n| limits.connection(&id(), Some(DeviceId(n)), source);
-        let mut held: Vec<_> = (0..CONNECTIONS_PER_DEVICE_MAX).map(|_| open(1).unwrap()).collect();
+        let mut held: Vec<_> = (0..CONNECTIONS_PER_DEVICE_MAX)
+            .map(|_| open(1).unwrap())
+            .collect();
         assert!(held.iter().all(|place| place.over().is_none()));
         for _ in 0..TOLD_MAX {
             held.push(open(1).unwrap());
-            assert!(held.last().unwrap().over().unwrap().contains("holds 8 connections"));
+            assert!(
+                held.last()
+                    .unwrap()
+                    .over()
+                    .unwrap()
+                    .contains("holds 8 connections")
+            );
         }
         assert!(open(1).is_none());
         assert!(open(2).unwrap().over().is_none());

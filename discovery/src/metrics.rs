@@ -156,7 +156,9 @@ impl Metrics {
     /// Counts a push of metrics by a member.
     pub fn pushed(&self, ok: bool) {
         let result = if ok { "ok" } else { "refused" };
-        self.pushes_of_metrics.get_or_create(&ResultLabels { result }).inc();
+        self.pushes_of_metrics
+            .get_or_create(&ResultLabels { result })
+            .inc();
     }
 
     /// The text that a scraper reads.

@@ -26,7 +26,9 @@ impl Refusal {
     pub fn new(code: Code, cause: impl fmt::Display) -> Self {
         let status = match code {
             Code::TokenUnknown | Code::TokenProof | Code::DeviceUnknown => tonic::Code::Unauthenticated,
-            Code::TokenMalformed | Code::InvalidResource | Code::MetricsRefused => tonic::Code::InvalidArgument,
+            Code::TokenMalformed | Code::InvalidResource | Code::MetricsRefused => {
+                tonic::Code::InvalidArgument
+            }
             Code::Conflict => tonic::Code::Aborted,
             Code::MemberLimit => tonic::Code::ResourceExhausted,
             Code::NotFound => tonic::Code::NotFound,

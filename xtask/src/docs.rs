@@ -111,3 +111,52 @@ fn collect_tests(dir: &Path, tests: &mut BTreeSet<String>) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use tombolo_types::ports;
+
+    /// Every port that the programs know has its row in the page for the firewall team, and it names no code that is
+    /// none.
+    #[test]
+    fn every_port_is_in_the_page_for_the_firewall_team() {
+        let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/PORTS.md")).unwrap();
+        let rows: Vec<&str> = page.lines().filter(|line| line.starts_with('|')).collect();
+        for port in [
+            ports::HBONE,
+            ports::DISCOVERY,
+            ports::DISCOVERY_DEBUG,
+            ports::METRICS,
+            ports::READINESS,
+            ports::CAPTURE,
+            ports::CAPTURE_DNS,
+        ] {
+            let cell = format!("| {port}/tcp |");
+            assert!(rows.iter().any(|row| row.contains(&cell)), "no row for {port}");
+        }
+        // A constant that is new has to be added above: the source says how many there are.
+        let source = include_str!("../../crates/types/src/mesh.rs");
+        let module = source
+            .split("pub mod ports {")
+            .nth(1)
+            .unwrap()
+            .split("\n}")
+            .next()
+            .unwrap();
+        assert_eq!(
+            module.matches(": u16 = ").count(),
+            7,
+            "a port constant without a row in docs/PORTS.md"
+        );
+        let last = page.rsplit("# Never delivered").next().unwrap();
+        for port in ports::NEVER_DELIVERED {
+            assert!(last.contains(&port.to_string()), "{port}");
+        }
+        for word in page
+            .split(|c: char| !c.is_ascii_alphanumeric())
+            .filter(|word| word.starts_with("TMB"))
+        {
+            assert!(tombolo_types::Code::find(word).is_some(), "{word}");
+        }
+    }
+}

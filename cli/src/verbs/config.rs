@@ -1,10 +1,13 @@
-use crate::{failure::Failure, services};
+use super::from_istio;
+use crate::{failure::Failure, services, sockets::Sockets};
 use std::{path::PathBuf, process::ExitCode};
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Verb {
     /// Print the agent's settings in force and where each comes from.
     Show(Show),
+    /// Take an Istio VM over: print its WorkloadGroup and service, and what has no counterpart.
+    FromIstio(from_istio::Args),
 }
 
 /// Print the agent's settings.
@@ -18,9 +21,15 @@ pub(crate) struct Show {
     json: bool,
 }
 
+pub(crate) async fn run(verb: &Verb, sockets: &Sockets) -> Result<ExitCode, Failure> {
+    match verb {
+        Verb::Show(args) => show(args),
+        Verb::FromIstio(args) => from_istio::run(args, sockets).await,
+    }
+}
+
 /// The agent itself knows its settings: it is asked, whether it runs or not.
-pub(crate) fn run(verb: &Verb) -> Result<ExitCode, Failure> {
-    let Verb::Show(args) = verb;
+fn show(args: &Show) -> Result<ExitCode, Failure> {
     let program = services::find("tombolo-agent")?;
     let mut command = std::process::Command::new(&program);
     command.arg("config").arg("--config").arg(&args.config);

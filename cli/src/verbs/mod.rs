@@ -8,6 +8,7 @@ mod delete;
 mod describe;
 mod diff;
 mod down;
+mod from_istio;
 mod get;
 mod leave;
 mod status;
@@ -58,7 +59,7 @@ pub(crate) enum Verb {
     Vm(vm::Verb),
     /// Who did what, when, from where.
     Audit(audit::Args),
-    /// The agent's configuration.
+    /// The agent's configuration, and that of an Istio VM in our words.
     #[command(subcommand)]
     Config(config::Verb),
     /// Completion script for a shell.
@@ -136,7 +137,7 @@ pub(crate) async fn run(verb: Verb, sockets: &Sockets) -> Result<ExitCode, Failu
         Verb::Token(verb) => token::run(verb, sockets).await,
         Verb::Vm(verb) => vm::run(verb, sockets).await,
         Verb::Audit(args) => audit::run(&args, sockets).await,
-        Verb::Config(verb) => config::run(&verb),
+        Verb::Config(verb) => config::run(&verb, sockets).await,
         Verb::Completion(args) => Ok(completion::run(&args)),
         Verb::Version(args) => version::run(args, sockets).await,
     }

@@ -109,7 +109,10 @@ impl Damping {
 
     /// When the next return is due.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.rows.values().filter_map(|row| Some(row.held.as_ref()?.0)).min()
+        self.rows
+            .values()
+            .filter_map(|row| Some(row.held.as_ref()?.0))
+            .min()
     }
 
     /// Forgets a member.

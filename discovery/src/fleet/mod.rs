@@ -8,8 +8,8 @@ mod dial;
 pub mod liveness;
 mod memory;
 mod owner;
-mod vips;
 mod view;
+mod vips;
 
 pub use owner::{DRAINING, OwnerConfig, start};
 pub use view::{Member, MemberState, Report, View};

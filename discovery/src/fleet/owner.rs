@@ -247,10 +247,16 @@ impl Owner {
     fn wake(&self) -> Instant {
         let liveness = self.liveness.poll_timeout().map(|(at, _)| at);
         let dirty = self.dirty.as_ref().map(Dirty::due);
-        [liveness, dirty, self.damping.poll_timeout(), self.remember_at, self.retry_at]
-            .into_iter()
-            .flatten()
-            .fold(self.sweep_at, Instant::min)
+        [
+            liveness,
+            dirty,
+            self.damping.poll_timeout(),
+            self.remember_at,
+            self.retry_at,
+        ]
+        .into_iter()
+        .flatten()
+        .fold(self.sweep_at, Instant::min)
     }
 
     fn handle(&mut self, event: Event, now: Instant) {

@@ -56,7 +56,10 @@ fn labels(mut rest: &str) -> Result<&str, &'static str> {
         if !is_name(name.trim(), false) {
             return Err("not the name of a label");
         }
-        let value = value.trim_start().strip_prefix('"').ok_or("a label without quotes")?;
+        let value = value
+            .trim_start()
+            .strip_prefix('"')
+            .ok_or("a label without quotes")?;
         rest = quoted(value)?.trim_start();
         rest = match rest.strip_prefix(',') {
             Some(rest) => rest,

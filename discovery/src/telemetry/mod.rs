@@ -62,7 +62,10 @@ impl TelemetryService {
             Content::Text(request.exposition)
         };
         self.pushed.push(device, content, now).map_err(|refused| {
-            let refusal = Refusal::new(Code::MetricsRefused, format_args!("device {device}: {}", refused.cause));
+            let refusal = Refusal::new(
+                Code::MetricsRefused,
+                format_args!("device {device}: {}", refused.cause),
+            );
             if refused.first {
                 tracing::warn!(%device, from = link.from_where(), "{refusal}");
             }

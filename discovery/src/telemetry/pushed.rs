@@ -18,7 +18,10 @@ const STALE: Duration = Duration::from_secs(5 * 60);
 /// How often is looked who is gone or silent.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 
-const _: () = assert!(EXPOSITION_MAX * 64 < TOTAL_MAX, "no handful of members fills the store");
+const _: () = assert!(
+    EXPOSITION_MAX * 64 < TOTAL_MAX,
+    "no handful of members fills the store"
+);
 
 /// What is pushed.
 #[derive(Debug)]
@@ -141,7 +144,10 @@ impl PushedMetrics {
     /// Everybody who has pushed since discovery started, the silent ones too.
     pub(super) fn devices(&self) -> Vec<DeviceId> {
         let table = self.table();
-        let good = table.rows.iter().filter(|(_, row)| row.text.is_some() || !row.refused);
+        let good = table
+            .rows
+            .iter()
+            .filter(|(_, row)| row.text.is_some() || !row.refused);
         good.map(|(device, _)| *device).collect()
     }
 
@@ -173,7 +179,11 @@ mod tests {
         let later = now + STALE;
         assert_eq!(pushed.push(device(1), Content::Unchanged, later), Ok(false));
         assert_eq!(pushed.text(device(1), later + STALE).unwrap().1, STALE);
-        assert!(pushed.text(device(1), later + STALE + Duration::from_secs(1)).is_none());
+        assert!(
+            pushed
+                .text(device(1), later + STALE + Duration::from_secs(1))
+                .is_none()
+        );
         assert!(pushed.text(device(2), now).is_none());
         pushed.push(device(1), text("a 2\n"), later).unwrap();
         assert_eq!(pushed.push(device(2), Content::Unchanged, later), Ok(true));
@@ -190,7 +200,11 @@ mod tests {
         let again = pushed.push(device(1), text(&"a 1\n".repeat(EXPOSITION_MAX / 4 + 1)), now);
         let again = again.unwrap_err();
         assert!(!again.first && again.cause.contains("262148 bytes"), "{again:?}");
-        assert_eq!(&*pushed.text(device(1), now).unwrap().0, "a 1\n", "what was good stays");
+        assert_eq!(
+            &*pushed.text(device(1), now).unwrap().0,
+            "a 1\n",
+            "what was good stays"
+        );
         pushed.push(device(1), text("a 1\n"), now).unwrap();
         assert!(pushed.push(device(1), text("garbage"), now).unwrap_err().first);
         // Who has only ever pushed garbage is nobody that could be scraped.

@@ -69,7 +69,9 @@ fn as_text_format(text: &str) -> String {
     for line in text.lines().filter(|line| *line != "# EOF") {
         let mut words = line.splitn(4, ' ');
         match (words.next(), words.next(), words.next(), words.next()) {
-            (Some("#"), Some(what @ ("HELP" | "TYPE")), Some(name), Some(rest)) if counters.contains(name) => {
+            (Some("#"), Some(what @ ("HELP" | "TYPE")), Some(name), Some(rest))
+                if counters.contains(name) =>
+            {
                 let _ = writeln!(body, "# {what} {name}_total {rest}");
             }
             _ => {
@@ -131,10 +133,16 @@ mod tests {
         let (pushed, now) = (PushedMetrics::default(), Instant::now());
         let mut view = view(&[id(1), id(2), id(3)]);
         for n in [1, 2, 9] {
-            pushed.push(id(n), Content::Text("a 1\n# EOF\n".into()), now).unwrap();
+            pushed
+                .push(id(n), Content::Text("a 1\n# EOF\n".into()), now)
+                .unwrap();
         }
         let list: Value = serde_json::from_str(&http_sd(&pushed, &view, "10.0.0.1:15014").body).unwrap();
-        assert_eq!(list.as_array().unwrap().len(), 2, "one is silent, one no member: {list}");
+        assert_eq!(
+            list.as_array().unwrap().len(),
+            2,
+            "one is silent, one no member: {list}"
+        );
         assert_eq!(
             list[1],
             json!({"targets": ["10.0.0.1:15014"], "labels": {
@@ -144,7 +152,10 @@ mod tests {
             }})
         );
         let body = page(&pushed, &view, "shop/catalog-0", now).unwrap().body;
-        assert!(body.starts_with("a 1\n# HELP tombolo_metrics_age_seconds"), "{body}");
+        assert!(
+            body.starts_with("a 1\n# HELP tombolo_metrics_age_seconds"),
+            "{body}"
+        );
         assert!(body.ends_with("\ntombolo_metrics_age_seconds 0.0\n"), "{body}");
         for unknown in ["shop/catalog-2", "shop/none", "other/catalog-0", "shop", ""] {
             assert!(page(&pushed, &view, unknown, now).is_none(), "{unknown}");

@@ -5,7 +5,9 @@ use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tombolo_proto::{
-    tombolo::v1::{PushMetricsRequest, enrollment_client::EnrollmentClient, telemetry_client::TelemetryClient},
+    tombolo::v1::{
+        PushMetricsRequest, enrollment_client::EnrollmentClient, telemetry_client::TelemetryClient,
+    },
     type_url,
     xds::{DeltaDiscoveryRequest, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient},
 };
@@ -37,20 +39,29 @@ async fn a_device_pushes_its_own_metrics_and_nobody_elses() {
     let (a, b) = (lab.enrol("catalog").await, lab.enrol("catalog").await);
     let (channel, _) = lab.dial(a.identity.clone()).await;
     let mut client = TelemetryClient::new(channel);
-    assert!(push(&mut client, "").await.unwrap(), "nothing is held yet: send the text");
+    assert!(
+        push(&mut client, "").await.unwrap(),
+        "nothing is held yet: send the text"
+    );
     let text = "# TYPE x counter\nx_total{namespace=\"payments\"} 7\n# EOF\n";
     assert!(!push(&mut client, text).await.unwrap());
     assert!(!push(&mut client, "").await.unwrap());
     let page = |host: &Host| format!("/metrics/vm/shop/{}", host.registration.workload_name);
     let answer = http(&lab, &page(&a)).await;
-    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("x_total{namespace=\"payments\"} 7\n"), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && answer.contains("x_total{namespace=\"payments\"} 7\n"),
+        "{answer}"
+    );
     assert!(http(&lab, &page(&b)).await.starts_with("HTTP/1.1 404"));
     let list = http(&lab, "/http_sd").await;
     let list: Value = serde_json::from_str(list.split("\r\n\r\n").nth(1).unwrap()).unwrap();
     assert_eq!(list.as_array().unwrap().len(), 1);
     // Whose they are says the certificate: what a text says of itself is not a label of the target.
     assert_eq!(list[0]["labels"]["namespace"], "shop");
-    assert_eq!(list[0]["targets"][0], lab.running().debug_address.unwrap().to_string());
+    assert_eq!(
+        list[0]["targets"][0],
+        lab.running().debug_address.unwrap().to_string()
+    );
 
     for (bad, code) in [
         ("garbage".to_owned(), "TMB0603"),
@@ -61,13 +72,21 @@ async fn a_device_pushes_its_own_metrics_and_nobody_elses() {
         let refused = push(&mut client, &bad).await.unwrap_err();
         assert!(refused.message().contains(code), "{refused:?}");
     }
-    assert!(http(&lab, &page(&a)).await.contains("x_total"), "what was good stays");
+    assert!(
+        http(&lab, &page(&a)).await.contains("x_total"),
+        "what was good stays"
+    );
     // Who shows no certificate, or one without a device, pushes nothing.
     let (stranger, _) = lab.dial(None).await;
-    let refused = push(&mut TelemetryClient::new(stranger), "x 1\n").await.unwrap_err();
+    let refused = push(&mut TelemetryClient::new(stranger), "x 1\n")
+        .await
+        .unwrap_err();
     assert!(refused.message().contains("TMB0205"), "{refused:?}");
     let metrics = http(&lab, "/metrics").await;
-    assert!(metrics.contains("tombolo_discovery_metrics_members 1"), "{metrics}");
+    assert!(
+        metrics.contains("tombolo_discovery_metrics_members 1"),
+        "{metrics}"
+    );
 }
 
 #[tokio::test]
@@ -78,15 +97,21 @@ async fn a_device_holds_a_few_connections_and_streams_and_is_told_so() {
     let mut held = Vec::new();
     for _ in 0..8 {
         let (channel, _) = lab.dial(host.identity.clone()).await;
-        push(&mut TelemetryClient::new(channel.clone()), "x 1\n").await.unwrap();
+        push(&mut TelemetryClient::new(channel.clone()), "x 1\n")
+            .await
+            .unwrap();
         held.push(channel);
     }
     let (ninth, _) = lab.dial(host.identity.clone()).await;
-    let refused = push(&mut TelemetryClient::new(ninth.clone()), "x 1\n").await.unwrap_err();
+    let refused = push(&mut TelemetryClient::new(ninth.clone()), "x 1\n")
+        .await
+        .unwrap_err();
     assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
     assert!(refused.message().contains("TMB0604"), "{refused:?}");
     // The device key still gets a certificate: that is how a device recovers.
-    let preflight = EnrollmentClient::new(ninth).preflight(tombolo_proto::tombolo::v1::PreflightRequest::default()).await;
+    let preflight = EnrollmentClient::new(ninth)
+        .preflight(tombolo_proto::tombolo::v1::PreflightRequest::default())
+        .await;
     preflight.unwrap();
     let (channel, _) = lab.dial(other.identity.clone()).await;
     push(&mut TelemetryClient::new(channel), "x 1\n").await.unwrap();
@@ -115,8 +140,10 @@ async fn a_device_holds_a_few_connections_and_streams_and_is_told_so() {
     let refused = open(&held[0]).await.map(drop).unwrap_err();
     assert!(refused.message().contains("TMB0604"), "{refused:?}");
     drop(streams);
-    lab.wait_for("the places to be given back", async || open(&held[0]).await.is_ok())
-        .await;
+    lab.wait_for("the places to be given back", async || {
+        open(&held[0]).await.is_ok()
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -147,7 +174,10 @@ async fn an_address_of_a_deleted_service_is_not_given_again_after_a_restart() {
     lab.boot().await;
     lab.group("third").await;
     let given = vip(&lab, "third").await;
-    assert!(!deleted.contains(&given), "{given} was that of a deleted service {deleted:?}");
+    assert!(
+        !deleted.contains(&given),
+        "{given} was that of a deleted service {deleted:?}"
+    );
 }
 
 #[tokio::test]
@@ -168,7 +198,10 @@ async fn preflight_says_what_a_token_is_good_for() {
     let found = facts(&token.id).await.unwrap();
     assert_eq!((found.uses, found.used), (5, 1));
     let life = Duration::from_millis((found.expires_unix_ms - found.created_unix_ms) as u64);
-    assert!(life > Duration::from_secs(890) && life <= Duration::from_secs(900), "{life:?}");
+    assert!(
+        life > Duration::from_secs(890) && life <= Duration::from_secs(900),
+        "{life:?}"
+    );
     for unknown in [&[0; 16][..], &[], &token.id[1..]] {
         assert!(facts(unknown).await.is_none());
     }

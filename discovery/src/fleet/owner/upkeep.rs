@@ -3,9 +3,9 @@
 use super::{ObjectName, Owner, RETRY_INTERVAL, SWEEP_INTERVAL, TOMBSTONE_LIFE};
 use crate::{
     fleet::{
-        vips,
         liveness::Remembered,
         memory::{self, MemberMemory, Memory},
+        vips,
     },
     objects::{self, ObjectError},
 };

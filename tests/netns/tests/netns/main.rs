@@ -11,6 +11,7 @@ mod lab;
 mod lifecycle;
 mod liveness;
 mod metrics;
+mod migration;
 mod names;
 mod policy;
 mod reload;
