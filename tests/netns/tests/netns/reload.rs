@@ -181,15 +181,19 @@ fn a_reload_that_fails_changes_nothing_and_policies_reach_the_process_before() -
     // A policy of now holds for what was open then.
     let begun = Instant::now();
     deny(&mesh)?;
-    ensure!(
-        streams.wait(Duration::from_secs(3)).is_some_and(|code| code != 0),
-        "streams that are denied now are cut: {}\n{}",
-        streams.log(),
-        b.agent_log()
-    );
+    wait_for("denied streams to be cut", Duration::from_secs(3), || {
+        ensure!(a.host.pids_of("tombolo-peer")?.is_empty(), "{}", b.agent_log());
+        Ok(())
+    })?;
     println!(
         "reload: denied streams of the process before are cut after {:?}",
         begun.elapsed()
+    );
+    stop(&a.host)?;
+    ensure!(
+        streams.wait(PATIENCE).is_some_and(|code| code != 0),
+        "{}",
+        streams.log()
     );
     a.curl(&url)?.checked()?;
     Ok(())
