@@ -311,7 +311,7 @@ async fn attempt(
     if let Some(via) = &candidate.via {
         // no_valid_destination: nothing dials through a gateway yet, and without one there is no address to dial.
         let cause = format!("{} is in the network {:?}", via.authority, via.network);
-        return Err(std::io::Error::new(std::io::ErrorKind::HostUnreachable, cause).into());
+        return Err(io::Error::new(io::ErrorKind::HostUnreachable, cause).into());
     }
     match candidate.workload.tunnel {
         Tunnel::Hbone => {

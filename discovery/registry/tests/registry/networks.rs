@@ -336,7 +336,7 @@ fn west() -> Imports {
         network: network.into(),
     };
     Imports {
-        trust_domain: "west.example".parse().unwrap(),
+        trust_domain: "west.example".parse().expect("a trust domain"),
         roots_pem: root("west"),
         shares_trust_domain: false,
         mesh_domain: String::new(),
