@@ -26,6 +26,8 @@ pub(crate) struct Settings {
     /// Where members come: HBONE, reverse sessions, and the way in to discovery, on each. One that is taken is said
     /// and left to its owner, as long as another is free.
     pub(crate) listen: Vec<SocketAddr>,
+    /// Calls and reverse sessions over QUIC too, at the same ports.
+    pub(crate) quic: bool,
     /// Where sidecars of Istio come with `outbound_.<port>_._.<host>` as server name; none: nowhere.
     pub(crate) passthrough_listen: Vec<SocketAddr>,
     /// Host names that they may reach: their identity is not seen here, and no policy is asked.
@@ -64,6 +66,7 @@ impl Default for Settings {
             log_calls: false,
             workers: 0,
             listen: [everywhere(ports::HBONE), everywhere(HTTPS)].concat(),
+            quic: true,
             passthrough_listen: Vec::new(),
             passthrough_hosts: Vec::new(),
             discovery: Vec::new(),

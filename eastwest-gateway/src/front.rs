@@ -121,15 +121,30 @@ impl Front {
         }
     }
 
-    /// Takes a reverse session, if the host may hold one.
     async fn reverse(&self, tcp: TcpStream, remote: SocketAddr) {
-        let session = match self.pool.accept_reverse(tcp).await {
-            Ok(session) => session,
-            Err(error) => {
-                tracing::debug!(%remote, %error, "a reverse session was not made");
-                return;
-            }
+        match self.pool.accept_reverse(tcp).await {
+            Ok(session) => self.hold(session).await,
+            Err(error) => tracing::debug!(%remote, %error, "a reverse session was not made"),
+        }
+    }
+
+    /// Serves the same over QUIC.
+    pub(crate) fn listen_quic(self: &Arc<Self>, address: SocketAddr) -> io::Result<SocketAddr> {
+        let front = Arc::clone(self);
+        let take = move |session: ReverseSession| {
+            front.metrics.accepted("reverse");
+            let holder = Arc::clone(&front);
+            front
+                .tasks
+                .spawn_until_stopped("reverse session", async move { holder.hold(session).await });
         };
+        self.server
+            .listen_quic(address, &self.calls, Arc::new(take), &self.tasks)
+    }
+
+    /// Takes a reverse session, if the host may hold one.
+    async fn hold(&self, session: ReverseSession) {
+        let (remote, transport) = (session.remote(), session.transport());
         let peer = Arc::clone(session.peer());
         let Some(device) = self.admitted(&session).await else {
             session.cut();
@@ -144,7 +159,7 @@ impl Front {
             return;
         }
         self.count();
-        tracing::info!(%remote, peer = %peer.id, %device, "reverse session");
+        tracing::info!(%remote, peer = %peer.id, %device, transport, "reverse session");
     }
 
     pub(crate) fn count(&self) {

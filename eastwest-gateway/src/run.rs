@@ -163,6 +163,15 @@ async fn listen(front: &Arc<Front>, tasks: &TaskGroup) -> anyhow::Result<()> {
                 Code::EndpointTaken.message(format_args!("{address}: {error}"))
             ),
         }
+        // Where UDP is not to be had, members come by TCP.
+        if front.settings.quic
+            && let Err(error) = front.listen_quic(*address)
+        {
+            tracing::warn!(
+                "{}",
+                Code::EndpointTaken.message(format_args!("{address} (UDP): {error}"))
+            );
+        }
     }
     anyhow::ensure!(open > 0, "none of the addresses of `listen` could be opened");
     for address in &front.settings.passthrough_listen {

@@ -24,9 +24,7 @@ use tokio::{
 use tombolo_identity::Peer;
 use tombolo_runtime::Reader;
 use tombolo_snapshot::Snapshot;
-use tombolo_tunnel::{
-    Authority, ConnectRequest, Incoming, Monitor, Service, TunnelIo, TunnelStream, bidirectional,
-};
+use tombolo_tunnel::{Authority, ConnectRequest, Incoming, Monitor, Service, TunnelIo, bidirectional};
 use tombolo_types::{DeviceId, NamespacedName, Reject, RejectClass};
 
 /// For one endpoint: in its own network it answers at once or not at all.
@@ -87,7 +85,7 @@ impl Service for Calls {
 /// The other end of an accepted call.
 enum Inward {
     Tcp(TcpStream),
-    Stream(TunnelStream),
+    Session(TunnelIo),
 }
 
 /// What became of a call.
@@ -124,7 +122,7 @@ impl Calls {
         };
         match self.reach(&incoming, &mut done).await {
             Ok((inward, _open)) => {
-                let Ok(outward) = incoming.accept(None) else {
+                let Ok(outward) = incoming.accept_call(None) else {
                     done.refused = Some(Reject::new(RejectClass::UpstreamUnhealthy, "caller_gone").into());
                     return done;
                 };
@@ -198,7 +196,7 @@ impl Calls {
                 let session = self.sessions.get(device).ok_or(io::ErrorKind::NotConnected)?;
                 let request = ConnectRequest::new(authority.clone());
                 let stream = session.open(&request, by).await.map_err(io::Error::other)?;
-                Ok(Inward::Stream(stream))
+                Ok(Inward::Session(stream))
             }
         }
     }
@@ -284,16 +282,21 @@ impl Drop for Open<'_> {
 }
 
 /// Bytes to and from the endpoint.
-async fn pass(inward: Inward, outward: TunnelStream) -> (u64, u64) {
-    match inward {
-        Inward::Tcp(tcp) => {
+async fn pass(inward: Inward, outward: tombolo_tunnel::Call) -> (u64, u64) {
+    // An error ends both; what was counted until then is lost to the metric alone.
+    match (inward, outward) {
+        (Inward::Tcp(tcp), tombolo_tunnel::Call::Stream(outward)) => {
             let monitor = Monitor::default();
             bidirectional(tcp, outward, &monitor).await;
             (monitor.from_stream(), monitor.to_stream())
         }
-        Inward::Stream(inward) => {
-            let (mut outward, mut inward) = (TunnelIo::from(outward), TunnelIo::from(inward));
-            // An error ends both; what was counted until then is lost to the metric alone.
+        (Inward::Tcp(mut tcp), tombolo_tunnel::Call::Io(mut outward)) => {
+            copy_bidirectional(&mut outward, &mut tcp)
+                .await
+                .unwrap_or_default()
+        }
+        (Inward::Session(mut inward), outward) => {
+            let mut outward = TunnelIo::from(outward);
             copy_bidirectional(&mut outward, &mut inward)
                 .await
                 .unwrap_or_default()

@@ -92,6 +92,8 @@ pub mod type_url {
     pub const SERVICE_VIP: &str = "type.googleapis.com/tombolo.v1.ServiceVip";
     /// tombolo.v1.Exposure.
     pub const EXPOSURE: &str = "type.googleapis.com/tombolo.v1.Exposure";
+    /// tombolo.v1.ExportedService.
+    pub const EXPORTED_SERVICE: &str = "type.googleapis.com/tombolo.v1.ExportedService";
     /// tombolo.v1.NetworkGateways.
     pub const NETWORK_GATEWAYS: &str = "type.googleapis.com/tombolo.v1.NetworkGateways";
 }

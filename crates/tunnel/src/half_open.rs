@@ -7,7 +7,7 @@ use std::{
 /// Connections that have not shown who they are yet, by source: a bounded number of each and of all, so that nobody
 /// without a certificate takes the places of those who have one.
 #[derive(Debug)]
-pub(crate) struct HalfOpen {
+pub struct HalfOpen {
     per_source_max: usize,
     max: usize,
     table: Mutex<Table>,
@@ -21,7 +21,7 @@ struct Table {
 
 /// The place of one connection, given back when dropped.
 #[derive(Debug)]
-pub(crate) struct HalfOpenPlace {
+pub struct HalfOpenPlace {
     half_open: Arc<HalfOpen>,
     source: IpAddr,
 }
@@ -35,7 +35,8 @@ fn source_of(address: IpAddr) -> IpAddr {
 }
 
 impl HalfOpen {
-    pub(crate) fn new(per_source_max: usize, max: usize) -> Arc<Self> {
+    /// At most `max` places, `per_source_max` of them for one source.
+    pub fn new(per_source_max: usize, max: usize) -> Arc<Self> {
         Arc::new(Self {
             per_source_max,
             max,
@@ -48,7 +49,7 @@ impl HalfOpen {
     }
 
     /// A place for a new connection; `None`: close it.
-    pub(crate) fn enter(self: &Arc<Self>, address: IpAddr) -> Option<HalfOpenPlace> {
+    pub fn enter(self: &Arc<Self>, address: IpAddr) -> Option<HalfOpenPlace> {
         let source = source_of(address);
         let mut table = self.table();
         let of_source = table.sources.get(&source).copied().unwrap_or(0);

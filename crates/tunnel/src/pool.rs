@@ -5,6 +5,7 @@ use crate::{
     headers::{Baggage, ConnectRequest},
     io::{SharedIo, TlsIo},
     observe::{Observe, Side},
+    quic::QuicClient,
     stream::TunnelStream,
     tls::{self, HandshakeError},
 };
@@ -42,7 +43,8 @@ use tombolo_types::SpiffeId;
 mod nested;
 mod reverse;
 
-pub use nested::ThroughError;
+pub(crate) use nested::refuse_revoked;
+pub use nested::{GatewayTarget, ThroughError};
 pub use reverse::ReverseSession;
 
 /// Longest header list that we take in an answer. Source: ztunnel.
@@ -114,6 +116,9 @@ struct Shared {
     admit: Arc<Admit>,
     observer: Arc<dyn Observe>,
     tasks: TaskGroup,
+    quic: QuicClient,
+    /// Gateways that did not answer over UDP, and until when they are not asked again.
+    no_udp: Mutex<HashMap<SocketAddr, Instant>>,
     slots: Mutex<HashMap<Key, Slot>>,
     /// Every connection whose driver runs, also those that take no new streams.
     running: Mutex<HashMap<u64, Running>>,
@@ -155,6 +160,8 @@ impl Pool {
         tasks: &TaskGroup,
     ) -> Self {
         let shared = Arc::new(Shared {
+            quic: QuicClient::new(Arc::clone(&live), Arc::clone(&admit), tasks.clone()),
+            no_udp: Mutex::default(),
             live,
             limits,
             admit,
@@ -259,6 +266,14 @@ impl Pool {
                 running.control.set(CUT);
             }
         }
+        for link in self.shared.quic.all() {
+            let trusted = link.bundle_generation == current.bundle_generation
+                || still_trusted(&current, &link.peer.chain, now_unix);
+            if !trusted || !(self.shared.admit)(&link.peer) {
+                tracing::info!(peer = %link.peer.id, "connection cut: the peer is not trusted any more");
+                link.control.set(CUT);
+            }
+        }
         self.shared.sweep();
     }
 
@@ -285,6 +300,11 @@ impl Pool {
         lock(&self.shared.running)
             .values()
             .for_each(|running| running.control.set(CUT));
+        self.shared
+            .quic
+            .all()
+            .iter()
+            .for_each(|link| link.control.set(CUT));
     }
 }
 
@@ -332,6 +352,7 @@ impl Shared {
     fn sweep(&self) {
         let current = self.live.current();
         let idle = self.limits.idle_timeout.as_secs();
+        self.quic.sweep();
         lock(&self.slots).retain(|key, slot| {
             let present = key.certificate_generation == current.certificate_generation
                 && key.bundle_generation == current.bundle_generation;
@@ -397,7 +418,7 @@ impl Shared {
             })?;
         let peer = peer_of(&established.chain)
             .map_err(|error| OpenError::Tls(TlsError::Protocol(rustls::Error::General(error.to_string()))))?;
-        nested::refuse_revoked(&self.admit, &peer)?;
+        refuse_revoked(&self.admit, &peer)?;
         let control = Control::new();
         let io = SharedIo::new(TlsIo::new(tcp, established, Arc::clone(&control)));
         let (sender, connection) = h2::client::Builder::new()

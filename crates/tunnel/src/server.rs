@@ -6,7 +6,9 @@ use crate::{
     io::{SharedIo, TlsIo},
     observe::{Observe, Side},
     pool::log_end,
+    quic::{Opened, QuicIo, answer},
     stream::TunnelStream,
+    stream_io::TunnelIo,
     tls::{self, HandshakeError},
 };
 use bytes::Bytes;
@@ -89,24 +91,57 @@ pub trait Service: Send + Sync + 'static {
 /// A request on a stream, not answered yet. Dropped, the stream is reset.
 #[derive(Debug)]
 pub struct Incoming {
-    request: Request<RecvStream>,
-    respond: SendResponse<Bytes>,
+    asked: Asked,
     connection: Arc<Accepted>,
+}
+
+/// How it came.
+#[derive(Debug)]
+enum Asked {
+    Http2 {
+        request: Request<RecvStream>,
+        respond: SendResponse<Bytes>,
+    },
+    Quic {
+        opened: Opened,
+        io: QuicIo,
+    },
+}
+
+/// An accepted call.
+#[derive(Debug)]
+pub enum Call {
+    /// Over HTTP/2: [`crate::bidirectional`] copies it to and from a socket.
+    Stream(TunnelStream),
+    /// Over QUIC.
+    Io(TunnelIo),
 }
 
 /// A connection that was accepted.
 #[derive(Debug)]
-struct Accepted {
-    peer: Arc<Peer>,
-    local: SocketAddr,
-    remote: SocketAddr,
-    control: Arc<Control>,
+pub(crate) struct Accepted {
+    pub(crate) peer: Arc<Peer>,
+    pub(crate) local: SocketAddr,
+    pub(crate) remote: SocketAddr,
+    pub(crate) control: Arc<Control>,
+}
+
+impl From<Call> for TunnelIo {
+    fn from(call: Call) -> Self {
+        match call {
+            Call::Stream(stream) => stream.into(),
+            Call::Io(io) => io,
+        }
+    }
 }
 
 impl Incoming {
     /// The method; anything but CONNECT is to be refused.
     pub fn method(&self) -> &Method {
-        self.request.method()
+        match &self.asked {
+            Asked::Http2 { request, .. } => request.method(),
+            Asked::Quic { .. } => &Method::CONNECT,
+        }
     }
 
     /// Where it is to go.
@@ -114,16 +149,22 @@ impl Incoming {
     /// # Errors
     /// When it is neither `address:port` nor `host:port`.
     pub fn authority(&self) -> Result<Authority, HeaderError> {
-        self.request
-            .uri()
-            .authority()
-            .map_or("", http::uri::Authority::as_str)
-            .parse()
+        match &self.asked {
+            Asked::Http2 { request, .. } => request
+                .uri()
+                .authority()
+                .map_or("", http::uri::Authority::as_str)
+                .parse(),
+            Asked::Quic { opened, .. } => opened.authority.parse(),
+        }
     }
 
     /// All headers.
     pub fn headers(&self) -> &HeaderMap {
-        self.request.headers()
+        match &self.asked {
+            Asked::Http2 { request, .. } => request.headers(),
+            Asked::Quic { opened, .. } => &opened.headers,
+        }
     }
 
     /// What the caller says of its workload: telemetry, nothing is decided by it.
@@ -156,38 +197,81 @@ impl Incoming {
         self.connection.remote
     }
 
-    /// Refuses: the status and END_STREAM.
-    pub fn refuse(mut self, status: StatusCode) {
-        let mut response = Response::new(());
-        *response.status_mut() = status;
-        // Fails only if the peer has reset the stream meanwhile.
-        let _ = self.respond.send_response(response, true);
+    pub(crate) fn over_quic(opened: Opened, io: QuicIo, connection: Arc<Accepted>) -> Self {
+        Self {
+            asked: Asked::Quic { opened, io },
+            connection,
+        }
+    }
+
+    /// Refuses: the status and the end of the stream.
+    pub fn refuse(self, status: StatusCode) {
+        match self.asked {
+            Asked::Http2 { mut respond, .. } => {
+                let mut response = Response::new(());
+                *response.status_mut() = status;
+                // Fails only if the peer has reset the stream meanwhile.
+                let _ = respond.send_response(response, true);
+            }
+            Asked::Quic { mut io, .. } => {
+                let _ = answer(&mut io, status.as_u16(), None);
+                io.end();
+            }
+        }
     }
 
     /// Accepts: 200, and what we say of our workload.
     ///
     /// # Errors
     /// With the reason if the peer has reset the stream meanwhile.
-    pub fn accept(mut self, baggage: Option<&HeaderValue>) -> Result<TunnelStream, Reason> {
-        let mut response = Response::new(());
-        if let Some(baggage) = baggage {
-            response
-                .headers_mut()
-                .insert(crate::headers::BAGGAGE, baggage.clone());
+    pub fn accept_call(self, baggage: Option<&HeaderValue>) -> Result<Call, Reason> {
+        let Self { asked, connection } = self;
+        match asked {
+            Asked::Quic { mut io, .. } => {
+                answer(&mut io, 200, baggage).map_err(|_| Reason::CANCEL)?;
+                Ok(Call::Io(io.into()))
+            }
+            Asked::Http2 { request, mut respond } => {
+                let mut response = Response::new(());
+                if let Some(baggage) = baggage {
+                    response
+                        .headers_mut()
+                        .insert(crate::headers::BAGGAGE, baggage.clone());
+                }
+                let gone = |error: h2::Error| error.reason().unwrap_or(Reason::CANCEL);
+                let send = respond.send_response(response, false).map_err(gone)?;
+                let control = &connection.control;
+                // HTTP/2 bounds the number of streams already.
+                let lease = control.try_lease(usize::MAX).ok_or(Reason::INTERNAL_ERROR)?;
+                let peer = Arc::clone(&connection.peer);
+                Ok(Call::Stream(TunnelStream {
+                    send,
+                    recv: request.into_body(),
+                    lease,
+                    peer,
+                    baggage: None,
+                }))
+            }
         }
-        let gone = |error: h2::Error| error.reason().unwrap_or(Reason::CANCEL);
-        let send = self.respond.send_response(response, false).map_err(gone)?;
-        let control = &self.connection.control;
-        // HTTP/2 bounds the number of streams already.
-        let lease = control.try_lease(usize::MAX).ok_or(Reason::INTERNAL_ERROR)?;
-        let peer = Arc::clone(&self.connection.peer);
-        Ok(TunnelStream {
-            send,
-            recv: self.request.into_body(),
-            lease,
-            peer,
-            baggage: None,
-        })
+    }
+
+    /// As [`Self::accept_call`], as bytes.
+    ///
+    /// # Errors
+    /// As [`Self::accept_call`].
+    pub fn accept_io(self, baggage: Option<&HeaderValue>) -> Result<TunnelIo, Reason> {
+        self.accept_call(baggage).map(TunnelIo::from)
+    }
+
+    /// As [`Self::accept_call`] on a server that does not listen for QUIC.
+    ///
+    /// # Errors
+    /// As [`Self::accept_call`].
+    pub fn accept(self, baggage: Option<&HeaderValue>) -> Result<TunnelStream, Reason> {
+        match self.accept_call(baggage)? {
+            Call::Stream(stream) => Ok(stream),
+            Call::Io(_) => Err(Reason::INTERNAL_ERROR),
+        }
     }
 }
 
@@ -205,8 +289,8 @@ pub struct ConnectionInfo {
 /// A running server. Dropping it changes nothing: it runs until its tasks are stopped.
 #[derive(Clone)]
 pub struct Server {
-    shared: Arc<Shared>,
-    local: SocketAddr,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) local: SocketAddr,
 }
 
 impl fmt::Debug for Server {
@@ -217,16 +301,16 @@ impl fmt::Debug for Server {
     }
 }
 
-struct Shared {
-    live: Arc<LiveIdentity>,
+pub(crate) struct Shared {
+    pub(crate) live: Arc<LiveIdentity>,
     tls: Arc<rustls::ServerConfig>,
     limits: Limits,
-    half_open: Arc<HalfOpen>,
+    pub(crate) half_open: Arc<HalfOpen>,
     places: Arc<Semaphore>,
-    observer: Arc<dyn Observe>,
+    pub(crate) observer: Arc<dyn Observe>,
     running: Mutex<HashMap<u64, Running>>,
     next: AtomicU64,
-    stop_accepting: CancellationToken,
+    pub(crate) stop_accepting: CancellationToken,
 }
 
 #[derive(Clone)]
@@ -539,7 +623,7 @@ async fn farewell(tcp: &mut TcpStream) {
     let _ = timeout(FAREWELL, read_out).await;
 }
 
-async fn run<S: Service>(
+pub(crate) async fn run<S: Service>(
     driver: impl Future<Output = End>,
     accepted: Arc<Accepted>,
     bundle_generation: u64,
@@ -662,8 +746,7 @@ impl<S: Service, I: AsyncRead + AsyncWrite + Unpin> Http2 for ServerSide<S, I> {
                 }
                 Poll::Ready(Some(Ok((request, respond)))) => {
                     let incoming = Incoming {
-                        request,
-                        respond,
+                        asked: Asked::Http2 { request, respond },
                         connection: Arc::clone(&self.accepted),
                     };
                     let serving = Serving::start(&self.serving);

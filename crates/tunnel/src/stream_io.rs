@@ -1,6 +1,6 @@
 //! A stream as bytes, for what runs a protocol of its own inside it: the inner TLS of a call through a gateway.
 
-use crate::{control::Lease, driver::SEND_QUEUE, stream::TunnelStream};
+use crate::{control::Lease, driver::SEND_QUEUE, quic::QuicIo, stream::TunnelStream};
 use bytes::{Buf as _, Bytes};
 use h2::{Reason, RecvStream, SendStream};
 use std::{
@@ -14,10 +14,67 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 const WRITE_MAX: usize = 64 * 1024;
 const _: () = assert!(WRITE_MAX <= SEND_QUEUE, "one write fits the queue");
 
-/// [`TunnelStream`] as [`AsyncRead`] and [`AsyncWrite`]. Shutting it down ends our direction (END_STREAM); dropped, it
-/// is reset.
+/// An accepted call as [`AsyncRead`] and [`AsyncWrite`], over HTTP/2 or QUIC. Shutting it down ends our direction;
+/// dropped before both have ended, it is reset.
 #[derive(Debug)]
-pub struct TunnelIo {
+pub struct TunnelIo(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Http2(Http2Io),
+    Quic(QuicIo),
+}
+
+impl TunnelIo {
+    pub(crate) fn over_quic(io: QuicIo) -> Self {
+        Self(Kind::Quic(io))
+    }
+}
+
+impl From<TunnelStream> for TunnelIo {
+    fn from(stream: TunnelStream) -> Self {
+        Self(Kind::Http2(stream.into()))
+    }
+}
+
+impl AsyncRead for TunnelIo {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.0 {
+            Kind::Http2(io) => Pin::new(io).poll_read(cx, buffer),
+            Kind::Quic(io) => Pin::new(io).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for TunnelIo {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.0 {
+            Kind::Http2(io) => Pin::new(io).poll_write(cx, bytes),
+            Kind::Quic(io) => Pin::new(io).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.0 {
+            Kind::Http2(io) => Pin::new(io).poll_flush(cx),
+            Kind::Quic(io) => Pin::new(io).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.0 {
+            Kind::Http2(io) => Pin::new(io).poll_shutdown(cx),
+            Kind::Quic(io) => Pin::new(io).poll_shutdown(cx),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Http2Io {
     send: SendStream<Bytes>,
     recv: RecvStream,
     /// Received and not read yet.
@@ -28,7 +85,7 @@ pub struct TunnelIo {
     _lease: Lease,
 }
 
-impl From<TunnelStream> for TunnelIo {
+impl From<TunnelStream> for Http2Io {
     fn from(stream: TunnelStream) -> Self {
         Self {
             send: stream.send,
@@ -59,7 +116,7 @@ fn failed(error: h2::Error) -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionReset, error.to_string())
 }
 
-impl AsyncRead for TunnelIo {
+impl AsyncRead for Http2Io {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -90,7 +147,7 @@ impl AsyncRead for TunnelIo {
     }
 }
 
-impl AsyncWrite for TunnelIo {
+impl AsyncWrite for Http2Io {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if bytes.is_empty() {
             return Poll::Ready(Ok(0));
@@ -131,7 +188,7 @@ impl AsyncWrite for TunnelIo {
     }
 }
 
-impl Drop for TunnelIo {
+impl Drop for Http2Io {
     fn drop(&mut self) {
         if !(self.finished && self.ended) {
             self.send.send_reset(Reason::CANCEL);

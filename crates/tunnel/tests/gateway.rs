@@ -6,7 +6,10 @@ mod support;
 use http::StatusCode;
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 use support::{Mesh, now_unix};
@@ -18,8 +21,9 @@ use tokio::{
 use tombolo_identity::{LiveIdentity, Peer};
 use tombolo_runtime::TaskGroup;
 use tombolo_tunnel::{
-    Authority, ConnectRequest, Incoming, Limits, Monitor, NoObserver, OpenError, Pool, PoolLimits,
-    ReverseSession, Server, Service, Target, ThroughError, TunnelIo, TunnelStream, bidirectional, serve,
+    Authority, Call, ConnectRequest, GatewayTarget, Incoming, Limits, Monitor, NoObserver, OpenError, Pool,
+    PoolLimits, ReverseSession, Server, Service, Target, ThroughError, TunnelIo, TunnelStream, bidirectional,
+    serve,
 };
 use tombolo_types::DeviceId;
 
@@ -60,6 +64,7 @@ impl Service for Endpoint {
 /// The gateway: passes bytes to an address, or into a reverse session.
 struct Gateway {
     address: SocketAddr,
+    over_quic: AtomicUsize,
     session: Mutex<Option<ReverseSession>>,
 }
 
@@ -88,9 +93,17 @@ impl Service for Gateway {
             let _ = copy_bidirectional(&mut inward, &mut outward).await;
             return;
         }
-        let tcp = TcpStream::connect(self.address).await.unwrap();
-        let Ok(stream) = incoming.accept(None) else { return };
-        bidirectional(tcp, stream, &Monitor::default()).await;
+        let mut tcp = TcpStream::connect(self.address).await.unwrap();
+        match incoming.accept_call(None) {
+            Ok(Call::Stream(stream)) => {
+                bidirectional(tcp, stream, &Monitor::default()).await;
+            }
+            Ok(Call::Io(mut io)) => {
+                self.over_quic.fetch_add(1, Ordering::SeqCst);
+                let _ = copy_bidirectional(&mut tcp, &mut io).await;
+            }
+            Err(_) => {}
+        }
     }
 }
 
@@ -101,8 +114,9 @@ struct World {
     server: Server,
     gateway: Arc<Gateway>,
     gateway_identity: Arc<LiveIdentity>,
+    outer: Server,
     caller: Pool,
-    way_in: Target,
+    way_in: GatewayTarget,
 }
 
 async fn listen(live: &Arc<LiveIdentity>, service: Arc<impl Service>, tasks: &TaskGroup) -> Server {
@@ -140,13 +154,17 @@ async fn world() -> World {
     .await;
     let gateway = Arc::new(Gateway {
         address: server.local_addr(),
+        over_quic: AtomicUsize::new(0),
         session: Mutex::default(),
     });
     let gateway_identity = mesh.workload("tombolo-system", "gateway", 9);
     let outer = listen(&gateway_identity, Arc::clone(&gateway), &tasks).await;
-    let way_in = Target {
-        hbone: outer.local_addr(),
-        expected: [mesh.id("tombolo-system", "gateway")].into(),
+    let way_in = GatewayTarget {
+        tcp: Target {
+            hbone: outer.local_addr(),
+            expected: [mesh.id("tombolo-system", "gateway")].into(),
+        },
+        quic: None,
     };
     let caller = pool(&mesh.workload("shop", "webapp", 7), &tasks);
     World {
@@ -156,6 +174,7 @@ async fn world() -> World {
         server,
         gateway,
         gateway_identity,
+        outer,
         caller,
         way_in,
     }
@@ -179,6 +198,19 @@ impl World {
         self.caller
             .open_through(&self.way_in, &outer, &expected, &inner, Instant::now() + WAIT)
             .await
+    }
+
+    /// The gateway takes QUIC too.
+    fn quic(&mut self) -> SocketAddr {
+        let gateway = Arc::clone(&self.gateway);
+        let take = Arc::new(move |session| *gateway.session.lock().unwrap() = Some(session));
+        let any = "127.0.0.1:0".parse().unwrap();
+        let address = self
+            .outer
+            .listen_quic(any, &self.gateway, take, &self.tasks)
+            .unwrap();
+        self.way_in.quic = Some(address);
+        address
     }
 
     /// A host that holds a reverse session with the gateway.
@@ -324,4 +356,103 @@ async fn a_stranger_is_no_gateway() {
         .await;
     assert!(matches!(held, Err(OpenError::Tls(_))));
     assert!(timeout(WAIT, accepting).await.unwrap().unwrap().is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_over_quic() {
+    let mut w = world().await;
+    w.quic();
+    let calls = (0..20).map(|_| w.call(80, "catalog"));
+    for stream in futures_util::future::join_all(calls).await {
+        echoes(stream.unwrap()).await;
+    }
+    assert_eq!(w.gateway.over_quic.load(Ordering::SeqCst), 20);
+    let error = w.call(9, "catalog").await.unwrap_err();
+    assert!(
+        matches!(error, ThroughError::Gateway(OpenError::Status(503))),
+        "{error:?}"
+    );
+    let error = w.call(81, "catalog").await.unwrap_err();
+    assert!(
+        matches!(error, ThroughError::Endpoint(OpenError::Status(401))),
+        "{error:?}"
+    );
+    let error = w.call(80, "payments").await.unwrap_err();
+    assert!(
+        matches!(error, ThroughError::Endpoint(OpenError::Tls(_))),
+        "{error:?}"
+    );
+    // A drained gateway ends what runs only when it is done.
+    let mut io = TunnelIo::from(w.call(80, "catalog").await.unwrap());
+    w.outer.drain();
+    line(&mut io).await;
+    io.write_all(b"still").await.unwrap();
+    let mut echo = [0; 5];
+    timeout(WAIT, io.read_exact(&mut echo)).await.unwrap().unwrap();
+    assert_eq!(&echo, b"still");
+    w.outer.cut();
+    let mut rest = Vec::new();
+    let _ = timeout(WAIT, io.read_to_end(&mut rest)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_is_called_through_a_session_over_quic() {
+    let mut w = world().await;
+    let address = w.quic();
+    let gateway = Target {
+        hbone: address,
+        expected: [w.mesh.id("tombolo-system", "gateway")].into(),
+    };
+    let held = w
+        .server
+        .hold_reverse_quic(&gateway, Arc::clone(&w.endpoint), &w.tasks)
+        .await
+        .unwrap();
+    assert_eq!(held.peer.device, Some(DeviceId(9)));
+    w.tasks.spawn("host", held.run);
+    let session = timeout(WAIT, async {
+        loop {
+            let session = w.gateway.session.lock().unwrap().clone();
+            match session {
+                Some(session) => return session,
+                None => tokio::time::sleep(Duration::from_millis(2)).await,
+            }
+        }
+    });
+    let session = session.await.unwrap();
+    assert_eq!(
+        (session.peer().device, session.transport()),
+        (Some(DeviceId(8)), "quic")
+    );
+    let calls = (0..10).map(|_| w.call(80, "catalog"));
+    for stream in futures_util::future::join_all(calls).await {
+        echoes(stream.unwrap()).await;
+    }
+    session.cut();
+    assert!(w.call(80, "catalog").await.is_err());
+    // Another host is no gateway, over UDP as over TCP.
+    let impostor = Target {
+        hbone: address,
+        expected: [w.mesh.id("shop", "webapp")].into(),
+    };
+    let held = w
+        .server
+        .hold_reverse_quic(&impostor, Arc::clone(&w.endpoint), &w.tasks)
+        .await;
+    assert!(held.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_udp_is_dropped_tcp_carries_it() {
+    let mut w = world().await;
+    // Takes datagrams and says nothing.
+    let silent = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    w.way_in.quic = Some(silent.local_addr().unwrap());
+    let began = Instant::now();
+    echoes(w.call(80, "catalog").await.unwrap()).await;
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    // It is remembered for a while.
+    let began = Instant::now();
+    echoes(w.call(80, "catalog").await.unwrap()).await;
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
 }

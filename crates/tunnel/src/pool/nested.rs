@@ -15,7 +15,9 @@ use crate::{
 };
 use std::{
     io,
+    net::SocketAddr,
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -43,9 +45,21 @@ impl ThroughError {
     }
 }
 
+/// A gateway and the ways to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GatewayTarget {
+    /// HBONE over TCP, and who it must be.
+    pub tcp: Target,
+    /// Where it takes QUIC, if it does.
+    pub quic: Option<SocketAddr>,
+}
+
+/// A gateway that did not answer over UDP is not asked that way again for so long.
+const NO_UDP: Duration = Duration::from_secs(60);
+
 impl Pool {
-    /// Opens a stream to a service in another network: CONNECT of `outer` at the gateway, TLS to one of `expected`
-    /// inside it, CONNECT of `inner` there. The connection to the gateway is pooled, the inner one serves this stream
+    /// Opens a stream to a service in another network: CONNECT of `outer` at the gateway (over QUIC where it and
+    /// the path have it), TLS to one of `expected` inside it, CONNECT of `inner` there. The connection to the gateway is pooled, the inner one serves this stream
     /// alone. Revocations and changes of roots cut both.
     ///
     /// Cancel-safe: what was begun is dropped.
@@ -56,7 +70,7 @@ impl Pool {
     /// [`ThroughError`], when any of the steps fails or the deadline passes.
     pub async fn open_through(
         &self,
-        gateway: &Target,
+        gateway: &GatewayTarget,
         outer: &ConnectRequest,
         expected: &[SpiffeId],
         inner: &ConnectRequest,
@@ -64,10 +78,10 @@ impl Pool {
     ) -> Result<TunnelStream, ThroughError> {
         let started = Instant::now();
         let stream = self
-            .open(gateway, outer, deadline)
+            .reach(gateway, outer, deadline)
             .await
             .map_err(ThroughError::Gateway)?;
-        let nested = self.shared.nest(stream.into(), expected, inner);
+        let nested = self.shared.nest(stream, expected, inner);
         timeout_at(deadline, nested)
             .await
             .unwrap_or_else(|_| Err(OpenError::Timeout(started.elapsed())))
@@ -75,7 +89,51 @@ impl Pool {
     }
 }
 
+impl Pool {
+    async fn reach(
+        &self,
+        gateway: &GatewayTarget,
+        request: &ConnectRequest,
+        deadline: Instant,
+    ) -> Result<TunnelIo, OpenError> {
+        if let Some(quic) = gateway.quic.filter(|quic| self.shared.may_try_udp(*quic)) {
+            let target = Target {
+                hbone: quic,
+                expected: Arc::clone(&gateway.tcp.expected),
+            };
+            let opened = timeout_at(deadline, async {
+                let link = self.shared.quic.link(&target).await?;
+                link.open(request).await
+            });
+            match opened.await {
+                Ok(Ok(io)) => return Ok(io.into()),
+                // The gateway has answered: TCP would bring the same answer.
+                Ok(Err(error @ OpenError::Status(_))) => return Err(error),
+                Ok(Err(error)) => {
+                    tracing::debug!(gateway = %quic, %error, "not over QUIC");
+                    self.shared.no_udp(quic);
+                }
+                Err(_) => self.shared.no_udp(quic),
+            }
+        }
+        self.open(&gateway.tcp, request, deadline)
+            .await
+            .map(TunnelIo::from)
+    }
+}
+
 impl Shared {
+    fn may_try_udp(&self, gateway: SocketAddr) -> bool {
+        let mut refused = lock(&self.no_udp);
+        let now = Instant::now();
+        refused.retain(|_, until| *until > now);
+        !refused.contains_key(&gateway)
+    }
+
+    fn no_udp(&self, gateway: SocketAddr) {
+        lock(&self.no_udp).insert(gateway, Instant::now() + NO_UDP);
+    }
+
     async fn nest(
         self: &Arc<Self>,
         stream: TunnelIo,
@@ -138,7 +196,7 @@ impl Shared {
     }
 }
 
-pub(super) fn refuse_revoked(admit: &Arc<Admit>, peer: &tombolo_identity::Peer) -> Result<(), OpenError> {
+pub(crate) fn refuse_revoked(admit: &Arc<Admit>, peer: &tombolo_identity::Peer) -> Result<(), OpenError> {
     if admit(peer) {
         return Ok(());
     }

@@ -2,12 +2,14 @@
 
 use super::{Driver, Failure, Http2Client, Pool, Pooled, Shared, TRIES, nested::refuse_revoked};
 use crate::{
-    ALPN_REVERSE, OpenError, TlsError, TunnelStream,
+    ALPN_REVERSE, OpenError, TlsError,
     control::{CLOSED, CUT, Control},
     driver::{CONNECTION_WINDOW, FRAME_MAX, SEND_QUEUE, STREAM_WINDOW},
     headers::ConnectRequest,
     io::{SharedIo, TlsIo},
+    quic::Link,
     server::socket_options,
+    stream_io::TunnelIo,
     tls::{self, HandshakeError},
 };
 use std::{net::SocketAddr, sync::Arc};
@@ -20,23 +22,47 @@ use tombolo_identity::{Peer, hbone_server_config, peer_of};
 /// A host behind NAT that is connected. Cheap to clone; the session ends when the host or its gateway ends it.
 #[derive(Clone)]
 pub struct ReverseSession {
-    pooled: Arc<Pooled>,
+    over: Over,
     remote: SocketAddr,
+}
+
+#[derive(Clone)]
+enum Over {
+    Http2(Arc<Pooled>),
+    Quic(Arc<Link>),
 }
 
 impl std::fmt::Debug for ReverseSession {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ReverseSession")
-            .field("peer", &self.pooled.peer.id)
+            .field("peer", &self.peer().id)
             .field("remote", &self.remote)
             .finish_non_exhaustive()
     }
 }
 
 impl ReverseSession {
+    pub(crate) fn over_quic(link: Arc<Link>) -> Self {
+        let remote = link.connection.remote_address();
+        Self {
+            over: Over::Quic(link),
+            remote,
+        }
+    }
+
+    fn control(&self) -> &Arc<Control> {
+        match &self.over {
+            Over::Http2(pooled) => &pooled.control,
+            Over::Quic(link) => &link.control,
+        }
+    }
+
     /// The host, as its certificate proves.
     pub fn peer(&self) -> &Arc<Peer> {
-        &self.pooled.peer
+        match &self.over {
+            Over::Http2(pooled) => &pooled.peer,
+            Over::Quic(link) => &link.peer,
+        }
     }
 
     /// Where it dialled from, as seen here: the address of a NAT, mostly.
@@ -44,34 +70,46 @@ impl ReverseSession {
         self.remote
     }
 
+    /// `tcp` or `quic`.
+    pub fn transport(&self) -> &'static str {
+        match &self.over {
+            Over::Http2(_) => "tcp",
+            Over::Quic(_) => "quic",
+        }
+    }
+
     /// Calls open through it now.
     pub fn streams(&self) -> usize {
-        self.pooled.control.streams()
+        self.control().streams()
     }
 
     /// True once it takes no more calls.
     pub fn is_closed(&self) -> bool {
-        self.pooled.control.has(CLOSED | CUT)
+        self.control().has(CLOSED | CUT)
     }
 
     /// Ends it at once.
     pub fn cut(&self) {
-        self.pooled.control.set(CUT);
+        self.control().set(CUT);
     }
 
     /// Opens a stream towards the host. Cancel-safe.
     ///
     /// # Errors
     /// When the session is gone or full, the host refuses, or the deadline passes.
-    pub async fn open(&self, request: &ConnectRequest, deadline: Instant) -> Result<TunnelStream, OpenError> {
+    pub async fn open(&self, request: &ConnectRequest, deadline: Instant) -> Result<TunnelIo, OpenError> {
         let started = Instant::now();
         let opened = async {
-            let max = self.pooled.sender.current_max_send_streams().max(1);
+            let pooled = match &self.over {
+                Over::Quic(link) => return link.open(request).await.map(TunnelIo::from),
+                Over::Http2(pooled) => pooled,
+            };
+            let max = pooled.sender.current_max_send_streams().max(1);
             for _ in 0..TRIES {
-                let lease = self.pooled.control.try_lease(max).ok_or(OpenError::Status(503))?;
-                match self.pooled.request(lease, request).await {
+                let lease = pooled.control.try_lease(max).ok_or(OpenError::Status(503))?;
+                match pooled.request(lease, request).await {
                     Err(Failure::Unseen(_)) if !self.is_closed() => {}
-                    opened => return opened.map_err(Failure::into_error),
+                    opened => return opened.map(TunnelIo::from).map_err(Failure::into_error),
                 }
             }
             Err(OpenError::Draining)
@@ -133,6 +171,9 @@ impl Shared {
         });
         let driver = Driver::new(Http2Client(connection), io, control);
         self.run(&pooled, driver, bundle_generation);
-        Ok(ReverseSession { pooled, remote })
+        Ok(ReverseSession {
+            over: Over::Http2(pooled),
+            remote,
+        })
     }
 }
