@@ -306,6 +306,7 @@ impl<C: Crypto> Federation<C> {
             version: 1,
             removed: false,
             admitted_by: self.own.cluster.clone(),
+            rank: 0,
             admitter_incarnation: 1,
         }
     }

@@ -4,7 +4,7 @@ use crate::{
     Action, Crypto, Federation, Grant, MemberKey, Now, Record, Refusal, Standing, Write,
     codec::Writer,
     federation::Admission,
-    limits::{ADMISSION_GRACE, ADMISSIONS_MAX, MEMBERS_MAX},
+    limits::{ADMISSION_GRACE, ADMISSIONS_MAX, DEPTH_MAX, MEMBERS_MAX},
     membership::Membership,
     record::sign,
 };
@@ -66,6 +66,12 @@ impl<C: Crypto> Federation<C> {
         let refuse = |code, cause: &str| Err(Refusal::new(code, cause));
         if !own.record.may_admit {
             return refuse(Code::MayNotAdmit, &self.own.cluster);
+        }
+        if own.record.rank >= DEPTH_MAX as u64 {
+            return refuse(
+                Code::MemberLimitReached,
+                "this cluster stands too far from the founder",
+            );
         }
         if cluster == self.own.cluster.as_ref() || cluster == self.membership.founder().0.as_ref() {
             return refuse(Code::MemberExists, cluster);
@@ -198,6 +204,7 @@ impl<C: Crypto> Federation<C> {
             version: 1,
             removed: false,
             admitted_by: own.cluster.clone(),
+            rank: own.rank + 1,
             admitter_incarnation: own.incarnation,
         };
         record

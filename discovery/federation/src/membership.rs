@@ -25,8 +25,6 @@ pub struct Member {
     pub record: Arc<Record>,
     /// What it says about itself.
     pub profile: Option<Arc<Profile>>,
-    /// Admits from the founder: 0 is the founder.
-    pub depth: usize,
     /// Member or not.
     pub standing: Standing,
 }
@@ -141,7 +139,8 @@ impl Membership {
             ));
         }
         let signer_key = if record.admitted_by == self.founder {
-            if record.admitter_incarnation != 1
+            if (record.cluster == self.founder) != (record.rank == 0)
+                || record.admitter_incarnation != 1
                 || (record.cluster == self.founder && record.key != self.founder_key)
             {
                 return Err(forged("not what a founder says"));
@@ -162,6 +161,12 @@ impl Membership {
             let leaves = record.cluster == record.admitted_by;
             if leaves && (!record.removed || record.incarnation != record.admitter_incarnation) {
                 return Err(forged("nobody admits itself"));
+            }
+            if !leaves
+                && signer.record.rank >= record.rank
+                && signer.record.incarnation == record.admitter_incarnation
+            {
+                return Err(forged("its admitting cluster does not stand above it"));
             }
             let speaks = if leaves {
                 !signer.record.removed
@@ -246,46 +251,60 @@ impl Membership {
     fn recompute(&mut self) {
         let mut view: BTreeMap<Arc<str>, Member> = BTreeMap::new();
         let mut holders: BTreeMap<TrustDomain, bool> = BTreeMap::new();
-        // Who speaks at this depth: incarnation and key that a statement must be of.
-        let mut speakers = BTreeMap::from([(self.founder.clone(), (1, self.founder_key))]);
-        for depth in 0..=DEPTH_MAX {
-            let mut next = BTreeMap::new();
-            let mut decided: BTreeMap<Arc<str>, Member> = BTreeMap::new();
-            for ((cluster, signer), statement) in &self.statements {
-                let by = (statement.record.admitter_incarnation, statement.signer_key);
-                let about_itself = cluster == signer;
-                if speakers.get(signer) != Some(&by)
-                    || about_itself != (depth == 0)
-                    || view.contains_key(cluster)
-                    || decided.contains_key(cluster)
-                {
-                    continue;
-                }
-                let record = &statement.record;
-                let standing = self.standing(record, &holders);
-                if standing == Standing::Live {
-                    holders.insert(record.trust_domain.clone(), record.share_trust_domain);
-                    if record.may_admit {
-                        next.insert(cluster.clone(), (record.incarnation, record.key));
-                    }
-                }
-                let profile = self.profiles.get(cluster).map(|(profile, _)| profile.clone());
-                let member = Member {
-                    record: record.clone(),
-                    profile: profile.filter(|profile| profile.key == record.key),
-                    depth,
-                    standing,
-                };
-                decided.insert(cluster.clone(), member);
-            }
-            view.extend(decided);
-            // The founder's key admits, whatever has become of the founder as a member.
-            if depth > 0 {
-                speakers = next;
+        // Who speaks at each distance from the founder: incarnation and key that a statement must be of.
+        let mut speakers: BTreeMap<u64, BTreeMap<Arc<str>, (u64, MemberKey)>> = BTreeMap::new();
+        // First the founder about itself, then about others: its key admits, whatever has become of it as a member.
+        let founder = BTreeMap::from([(self.founder.clone(), (1, self.founder_key))]);
+        self.decide(&founder, 0, true, &mut view, &mut holders, &mut speakers);
+        speakers.insert(0, founder);
+        for rank in 0..=DEPTH_MAX as u64 {
+            if let Some(at) = speakers.remove(&rank) {
+                self.decide(&at, rank, false, &mut view, &mut holders, &mut speakers);
             }
         }
         self.view = view;
         self.digest = self.compute_digest();
+    }
+
+    /// What the speakers of one distance say of clusters that nobody nearer spoke of.
+    fn decide(
+        &self,
+        at: &BTreeMap<Arc<str>, (u64, MemberKey)>,
+        rank: u64,
+        of_itself: bool,
+        view: &mut BTreeMap<Arc<str>, Member>,
+        holders: &mut BTreeMap<TrustDomain, bool>,
+        speakers: &mut BTreeMap<u64, BTreeMap<Arc<str>, (u64, MemberKey)>>,
+    ) {
+        for ((cluster, signer), statement) in &self.statements {
+            let record = &statement.record;
+            let by = (record.admitter_incarnation, statement.signer_key);
+            if at.get(signer) != Some(&by)
+                || (cluster == signer) != of_itself
+                || (record.rank > rank) == of_itself
+                || view.contains_key(cluster)
+            {
+                continue;
+            }
+            let standing = self.standing(record, holders);
+            if standing == Standing::Live {
+                holders.insert(record.trust_domain.clone(), record.share_trust_domain);
+                if record.may_admit {
+                    let speaker = (record.incarnation, record.key);
+                    speakers
+                        .entry(record.rank)
+                        .or_default()
+                        .insert(cluster.clone(), speaker);
+                }
+            }
+            let profile = self.profiles.get(cluster).map(|(profile, _)| profile.clone());
+            let member = Member {
+                record: record.clone(),
+                profile: profile.filter(|profile| profile.key == record.key),
+                standing,
+            };
+            view.insert(cluster.clone(), member);
+        }
     }
 
     fn standing(&self, record: &Record, holders: &BTreeMap<TrustDomain, bool>) -> Standing {
@@ -340,8 +359,8 @@ impl Membership {
         (slots, profiles)
     }
 
-    /// Depth of the signer of a statement, if the statement counts now.
-    fn counts(&self, (cluster, signer): &Slot, statement: &Statement) -> Option<usize> {
+    /// Rank of the signer of a statement, if the statement counts now.
+    fn counts(&self, (cluster, signer): &Slot, statement: &Statement) -> Option<u64> {
         if *signer == self.founder {
             return Some(0);
         }
@@ -353,18 +372,19 @@ impl Membership {
         } else {
             member.is_live() && member.record.may_admit
         };
-        (same && speaks).then_some(member.depth)
+        let above = cluster == signer || statement.record.rank > member.record.rank;
+        (same && speaks && above).then_some(member.record.rank)
     }
 
     /// Every statement that counts, also those that another one overrides: all members must hold the same to come to
     /// the same view when a signer loses its right. Admitting members before those that they admitted.
     pub(crate) fn signed_records(&self) -> Vec<(Slot, Signed)> {
-        let mut out: Vec<(usize, &Slot, &Statement)> = self
+        let mut out: Vec<(u64, &Slot, &Statement)> = self
             .statements
             .iter()
             .filter_map(|(slot, statement)| Some((self.counts(slot, statement)?, slot, statement)))
             .collect();
-        out.sort_by_key(|(depth, slot, _)| (*depth, slot.0 != slot.1, *slot));
+        out.sort_by_key(|(rank, slot, _)| (*rank, slot.0 != slot.1, *slot));
         out.into_iter()
             .map(|(_, slot, statement)| (slot.clone(), statement.signed.clone()))
             .collect()

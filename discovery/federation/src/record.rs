@@ -1,7 +1,7 @@
 use crate::{
     MemberKey, Refusal,
     codec::{Reader, Writer},
-    limits::{ENDPOINTS_MAX, NAMESPACES_MAX, ROOTS_BYTES_MAX},
+    limits::{DEPTH_MAX, ENDPOINTS_MAX, NAMESPACES_MAX, ROOTS_BYTES_MAX},
 };
 use std::{collections::BTreeSet, sync::Arc};
 use tombolo_proto::tombolo::federation::v1::Signed;
@@ -93,6 +93,9 @@ pub struct Record {
     pub removed: bool,
     /// Cluster that says all this.
     pub admitted_by: Arc<str>,
+    /// Distance from the founder (0) when it was admitted first; above that of whoever says this. It stays when a
+    /// member nearer to the founder takes over: nothing that it said and that was overridden counts again by that.
+    pub rank: u64,
     /// Incarnation of that cluster: a key that was removed once says nothing later.
     pub admitter_incarnation: u64,
 }
@@ -138,6 +141,7 @@ impl Record {
             .number(self.version)
             .flag(self.removed)
             .text(&self.admitted_by)
+            .number(self.rank)
             .number(self.admitter_incarnation)
             .finish()
     }
@@ -167,6 +171,7 @@ impl Record {
             version: reader.number()?,
             removed: reader.flag()?,
             admitted_by: reader.text(63)?.into(),
+            rank: reader.number()?,
             admitter_incarnation: reader.number()?,
         };
         reader.finish()?;
@@ -184,6 +189,9 @@ impl Record {
         check_label("cluster", &self.admitted_by).map_err(|error| malformed(&error.to_string()))?;
         check_endpoints(&self.endpoints)?;
         check_roots(&self.roots_pem)?;
+        if self.rank > DEPTH_MAX as u64 {
+            return Err(malformed("too far from the founder"));
+        }
         if self.incarnation == 0 || self.version == 0 || self.admitter_incarnation == 0 {
             return Err(malformed("a version is counted from 1"));
         }

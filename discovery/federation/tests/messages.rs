@@ -35,6 +35,7 @@ fn record(cluster: &str, by: &str) -> Record {
         version: 2,
         removed: false,
         admitted_by: by.into(),
+        rank: 1,
         admitter_incarnation: 1,
     }
 }

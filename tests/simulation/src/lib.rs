@@ -4,6 +4,8 @@
 //! Everything follows from one seed. [`run`] checks after each step what must never be, and after the network has
 //! healed what must be: every member holds of every other exactly what that one exports.
 
+#![allow(clippy::print_stdout, reason = "the trace of a replayed seed")]
+
 mod attack;
 mod keys;
 mod model;

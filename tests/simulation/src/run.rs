@@ -252,6 +252,10 @@ impl Simulation {
                 Err(refusal) => panic!("{name}: {refusal}"),
             }
             outcome.joins += 1;
+            self.say(format_args!(
+                "{name} joins at {}: {grant:?} {may_admit}",
+                self.nodes[inviter].name
+            ));
             self.model.members.insert(
                 name.clone(),
                 ModelMember {
@@ -298,6 +302,13 @@ impl Simulation {
                     || live(name).is_some_and(|status| status.member.record.admitted_by.as_ref() == target);
                 !child || same(name)
             })
+    }
+
+    /// What the operators did, with `TRACE=1`.
+    fn say(&self, what: std::fmt::Arguments<'_>) {
+        if std::env::var_os("TRACE").is_some() {
+            println!("{:>9} ms {what}", self.at);
+        }
     }
 
     fn pick(&mut self) -> usize {
@@ -379,6 +390,7 @@ impl Simulation {
                 });
                 if let Some(backup) = self.nodes[node].backup.clone().filter(|_| !lost) {
                     outcome.restarts += 1;
+                    self.say(format_args!("{} is restored", self.nodes[node].name));
                     self.crash(node);
                     self.nodes[node].store = backup;
                     self.start(node);
@@ -438,6 +450,10 @@ impl Simulation {
             return;
         };
         self.carry_out(node, actions, None);
+        self.say(format_args!(
+            "{own} {} {target}: {grant:?}, counts: {allowed}",
+            if removes { "removes" } else { "grants" }
+        ));
         if !allowed {
             return;
         }
