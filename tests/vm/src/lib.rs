@@ -2,7 +2,7 @@
 //! set up by cloud-init with the example of `packaging/examples`, on the switch of a [`tombolo_packages::Yard`].
 //!
 //! Position: above the packages suite, whose machines (systemd on this kernel) are the mesh's other members. Everything
-//! is emulated, so that it runs where there is no KVM: numbers of time are upper bounds by a factor of ten or so.
+//! is emulated, so that it runs where there is no KVM: times are far above those of a real processor.
 //!
 //! **Invariant:** the machine's own network is not used: the VM is on a tap device in the switch's namespace. All of it
 //! ends when a value is dropped, also when a test panics.

@@ -9,8 +9,8 @@ use tombolo_vm::{Record, Seed, Vm, Web, built, has};
 
 /// Resident memory of one process of ours on a host of 512 MB.
 const RSS_MAX_KIB: u64 = 40 * 1024;
-/// Processor time of agent and netd together while nothing happens. An emulated processor needs ten times of what
-/// a real one does and more (the goal there is 0.1 %); 1.1 % was seen beside two builds.
+/// Processor time of agent and netd together while nothing happens. The goal on a real processor is 0.1 %, which this does
+/// not show: an emulated one needs a multiple of it. 1.1 % was seen beside two builds.
 const IDLE_CPU_PERCENT_MAX: f64 = 3.0;
 /// From the start of the agent's process until it serves; the goal on a real processor is 1 s. Beside two
 /// builds 12 s were seen.
