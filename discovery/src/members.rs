@@ -207,14 +207,15 @@ mod tests {
     #[test]
     fn streams_have_a_limit_of_their_own_and_identities_a_wide_one() {
         let limits = MemberLimits::default();
-        let source = Some("192.0.2.1".parse().unwrap());
+        let address: IpAddr = "192.0.2.1".parse().unwrap();
+        let source = Some(address);
         let device = Some(DeviceId(1));
         let held: Vec<_> = (0..STREAMS_PER_DEVICE_MAX)
             .map(|_| limits.stream(&id(), device, source).unwrap())
             .collect();
         let refused = limits.stream(&id(), device, source).unwrap_err();
         assert!(refused.contains("holds 4 control streams"), "{refused}");
-        assert!(limits.connection(&id(), device, source.unwrap()).is_some());
+        assert!(limits.connection(&id(), device, address).is_some());
         drop(held);
         let many: Vec<_> = (0..PER_IDENTITY_AND_SOURCE_MAX)
             .map(|_| limits.stream(&id(), None, source).unwrap())

@@ -310,12 +310,13 @@ fn scrape_address(bound: SocketAddr, hosts: &[String]) -> String {
     }
 }
 
+/// A call that is answered after its audit lines.
+type Audited<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
 /// No call is answered before what the audit log says of it is on the disk.
-fn audited<F: Future>(
-    audit: &Arc<Audit>,
-) -> MapFutureLayer<impl Fn(F) -> Pin<Box<dyn Future<Output = F::Output> + Send>> + Clone + Send + 'static>
+fn audited<F>(audit: &Arc<Audit>) -> MapFutureLayer<impl Fn(F) -> Audited<F::Output> + Clone + Send + 'static>
 where
-    F: Send + 'static,
+    F: Future + Send + 'static,
     F::Output: Send,
 {
     let audit = Arc::clone(audit);
@@ -325,7 +326,7 @@ where
             let answer = call.await;
             audit.flushed().await;
             answer
-        }) as Pin<Box<dyn Future<Output = F::Output> + Send>>
+        }) as Audited<F::Output>
     })
 }
 
