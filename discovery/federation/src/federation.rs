@@ -331,9 +331,12 @@ impl<C: Crypto> Federation<C> {
             })
             .ok_or_else(|| Refusal::new(Code::MemberUnknown, cluster))?;
         let itself = cluster == own.cluster.as_ref();
-        if (itself && !self.is_founder())
-            || (!itself && !(self.membership.is_ancestor(&own.cluster, cluster) && own.may_admit))
-        {
+        let may = if itself {
+            self.is_founder()
+        } else {
+            own.may_admit && self.membership.is_ancestor(&own.cluster, cluster)
+        };
+        if !may {
             return Err(Refusal::new(
                 Code::MayNotAdmit,
                 format!("{cluster} was admitted by {}", member.record.admitted_by),

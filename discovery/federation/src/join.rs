@@ -82,16 +82,16 @@ impl<C: Crypto> Federation<C> {
             .map(|member| (member.standing, &member.record.admitted_by))
         {
             Some((Standing::Live | Standing::Contested, _)) => return refuse(Code::MemberExists, cluster),
-            Some((Standing::Removed, by)) => {
-                // Its removal stands nearer to the founder, or beside: a statement from here would not count.
-                if *by != self.own.cluster && !self.membership.is_ancestor(&self.own.cluster, cluster) {
-                    return Err(Refusal::new(
-                        Code::MemberRemoved,
-                        format!("{cluster} was admitted by {by}; invite it there, or on the founder"),
-                    ));
-                }
+            // Its removal stands nearer to the founder, or beside: a statement from here would not count.
+            Some((Standing::Removed, by))
+                if *by != self.own.cluster && !self.membership.is_ancestor(&self.own.cluster, cluster) =>
+            {
+                return Err(Refusal::new(
+                    Code::MemberRemoved,
+                    format!("{cluster} was admitted by {by}; invite it there, or on the founder"),
+                ));
             }
-            None => {}
+            Some((Standing::Removed, _)) | None => {}
         }
         let taken = view.values().find(|member| {
             member.is_live()
@@ -266,7 +266,7 @@ impl<C: Crypto> Federation<C> {
             return Ok(());
         };
         let key = format!("admission/{cluster}");
-        self.take(&[admission.signed.clone()], &[], None, now);
+        self.take(std::slice::from_ref(&admission.signed), &[], None, now);
         // After the record is stored, so that a crash in between loses neither.
         self.out.push(Action::Persist(vec![Write::Delete { key }]));
         match self.membership.live(cluster) {
@@ -406,7 +406,12 @@ impl<C: Crypto> Federation<C> {
                         puts.insert(key, write);
                     }
                 }
-                other => others.push(other),
+                other @ (Action::SaveImports { .. }
+                | Action::Send { .. }
+                | Action::Dial { .. }
+                | Action::Close { .. }
+                | Action::Publish { .. }
+                | Action::Audit(_)) => others.push(other),
             }
         }
         self.out.push(Action::Persist(puts.into_values().collect()));
