@@ -29,6 +29,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("tombolo-agent", 6),
     ("tombolo-netd", 6),
     ("tombolo-discovery", 6),
+    ("tombolo-gateway", 6),
     ("tombolo", 6),
     ("tombolo-testkit", 7),
     ("tombolo-netns", 8),
