@@ -82,7 +82,7 @@ pub mod type_url {
     pub const ADDRESS: &str = "type.googleapis.com/istio.workload.Address";
     /// istio.security.Authorization.
     pub const AUTHORIZATION: &str = "type.googleapis.com/istio.security.Authorization";
-    /// No message: a request of this type on the ADS stream reports the health of the sender (WIRE: D.6b).
+    /// No message: a request of this type on the ADS stream reports the health of the sender.
     pub const HEALTH: &str = "type.googleapis.com/istio.v1.HealthInformation";
     /// tombolo.v1.Revocations.
     pub const REVOCATIONS: &str = "type.googleapis.com/tombolo.v1.Revocations";

@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 /// First characters of every cluster invite.
 pub const INVITE_PREFIX: &str = "tmi1_";
 
-/// An invite: where the inviting discovery is, how to know it, and a key that admits one named cluster once (TRUST.md 10).
+/// An invite: where the inviting discovery is, how to know it, and a key that admits one named cluster once.
 ///
 /// Text form: `tmi1_` + base64url(body + CRC-32 of body). Body: version 1; 16-byte invite id; 32-byte SHA-256 of the
 /// inviter's root's SubjectPublicKeyInfo; 32-byte Ed25519 seed; the inviter's trust domain, the invited cluster's name

@@ -8,12 +8,12 @@ use std::{
 /// Namespace of discovery and gateways.
 pub(crate) const SYSTEM_NAMESPACE: &str = "tombolo-system";
 
-/// True for namespaces that no WorkloadGroup, token or certificate is made for by the ordinary way (TRUST.md 1).
+/// True for namespaces that no WorkloadGroup, token or certificate is made for by the ordinary way.
 pub fn reserved_namespace(namespace: &str) -> bool {
     matches!(namespace, SYSTEM_NAMESPACE | "istio-system" | "kube-system")
 }
 
-/// Port numbers (DESIGN.md 3).
+/// Port numbers.
 pub mod ports {
     /// HBONE, TCP.
     pub const HBONE: u16 = 15008;
@@ -66,7 +66,7 @@ pub enum AddressPlanError {
     Syntax(String),
 }
 
-/// The mesh's virtual addresses: one IPv4 and one IPv6 prefix, and in each the agent's own addresses (CONTRACTS.md 4).
+/// The mesh's virtual addresses: one IPv4 and one IPv6 prefix, and in each the agent's own addresses.
 ///
 /// In the last /24 of the IPv4 prefix and the `ffff` /64 of the IPv6 prefix `.253` (`::253`) is mesh0's own address
 /// and `.254` (`::254`) the DNS VIP, the same on every host.

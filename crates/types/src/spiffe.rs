@@ -48,7 +48,7 @@ impl SpiffeId {
         })
     }
 
-    /// The identity of discovery in a trust domain: agents demand exactly this one (TRUST.md 1).
+    /// The identity of discovery in a trust domain: agents demand exactly this one.
     pub fn discovery(trust_domain: TrustDomain) -> Self {
         Self {
             trust_domain,

@@ -34,7 +34,7 @@ pub enum TokenError {
     Content,
 }
 
-/// A join token: where discovery is, how to know it, and a key that may be used a counted number of times (TRUST.md 3).
+/// A join token: where discovery is, how to know it, and a key that may be used a counted number of times.
 ///
 /// Text form: `tmb1_` + base64url(body + CRC-32 of body). Body: version 1; 16-byte token id; 32-byte SHA-256 of the
 /// root's SubjectPublicKeyInfo; 32-byte Ed25519 seed; trust domain and endpoints as length-prefixed strings.
