@@ -60,8 +60,7 @@ impl Known for Calls {
     }
 
     fn is_exported(&self, service: &NamespacedName) -> bool {
-        let _ = service;
-        false
+        self.world.peek().is_exported(service)
     }
 }
 

@@ -25,6 +25,17 @@ pub const TYPES: [&str; 7] = [
     type_url::ADDRESS,
 ];
 
+/// What a gateway asks for beside that: the services that other trust domains may call.
+const GATEWAY_TYPES: [&str; 8] = {
+    let mut types = [type_url::EXPORTED_SERVICE; 8];
+    let mut i = 0;
+    while i < TYPES.len() {
+        types[i] = TYPES[i];
+        i += 1;
+    }
+    types
+};
+
 /// Longest text of a NACK: a response with 100,000 bad resources is not answered with megabytes.
 const NACK_BYTES_MAX: usize = 4096;
 /// google.rpc.Code INVALID_ARGUMENT.
@@ -68,6 +79,7 @@ pub struct Handled {
 pub struct Ads {
     node: Node,
     exposure: String,
+    types: &'static [&'static str],
     answered: BTreeSet<&'static str>,
     started: bool,
     reported: Option<Health>,
@@ -79,9 +91,19 @@ impl Ads {
         Self {
             node,
             exposure: own,
+            types: &TYPES,
             answered: BTreeSet::new(),
             started: false,
             reported: None,
+        }
+    }
+
+    /// The stream of a gateway, which has to know what is exported.
+    #[must_use]
+    pub fn of_gateway(self) -> Self {
+        Self {
+            types: &GATEWAY_TYPES,
+            ..self
         }
     }
 
@@ -101,12 +123,17 @@ impl Ads {
             initial_resource_versions: world.held(type_url),
             ..Default::default()
         };
-        TYPES.into_iter().map(request).collect()
+        self.types.iter().copied().map(request).collect()
     }
 
     /// Applies a response to `world` and says what to send.
     pub fn handle_response(&mut self, response: DeltaDiscoveryResponse, world: &mut impl World) -> Handled {
-        let Some(type_url) = TYPES.into_iter().find(|known| *known == response.type_url) else {
+        let Some(type_url) = self
+            .types
+            .iter()
+            .copied()
+            .find(|known| *known == response.type_url)
+        else {
             return Handled::default();
         };
         let first = self.answered.insert(type_url);
@@ -159,7 +186,7 @@ impl Ads {
 
     /// True once every type was answered on this stream.
     pub fn is_synced(&self) -> bool {
-        self.answered.len() == TYPES.len()
+        self.answered.len() == self.types.len()
     }
 
     /// True once anything was answered: the stream works.

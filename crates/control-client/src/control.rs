@@ -36,6 +36,9 @@ const PERSIST_DEBOUNCE: Duration = Duration::from_millis(500);
 const PERSIST_RETRY: Duration = Duration::from_secs(2);
 /// From the request for a stream to its first answer; a big mesh is compiled before it answers.
 const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often is looked whether the host still has the address that the stream comes from: pings notice a move in 2.5 s,
+/// and until then callers are sent to the old address.
+const MOVED_EVERY: Duration = Duration::from_secs(1);
 /// A stream that ended well sooner than this was not routine: the next attempt waits as after an error.
 const ROUTINE_AGE_MIN: Duration = Duration::from_secs(1);
 /// Where discovery says its version, in the headers of the answer.
@@ -387,6 +390,18 @@ struct Open {
     inbound: Streaming<DeltaDiscoveryResponse>,
     requests: mpsc::Sender<DeltaDiscoveryRequest>,
     channel: Channel,
+    /// Where it comes from.
+    local: IpAddr,
+}
+
+/// Waits until the host has no longer an address: another lease, or its link is down.
+async fn moved(local: IpAddr) {
+    loop {
+        tokio::time::sleep(MOVED_EVERY).await;
+        if !host::is_own(local) {
+            return;
+        }
+    }
 }
 
 struct Stream {
@@ -476,6 +491,7 @@ impl Stream {
                 tokio::select! {
                     end = self.follow(open.inbound, &open.requests, endpoint, ads) => end,
                     () = push::run(metrics.as_ref(), open.channel) => End::Ended,
+                    () = moved(open.local) => End::Ended,
                 }
             }
             Err(problem) => End::Failed(problem),
@@ -493,7 +509,9 @@ impl Stream {
             .map_err(|error| Problem::new(Code::Unreachable, error))?;
         let connection = connect(endpoint, &registration.trust_domain, tls).await?;
         let own = format!("{}/{}", registration.namespace, registration.workload_name);
-        *ads = Ads::new(node(registration, connection.local.ip(), &self.version), own);
+        let fresh = Ads::new(node(registration, connection.local.ip(), &self.version), own);
+        let is_gateway = registration.identity == SpiffeId::gateway(registration.trust_domain.clone());
+        *ads = if is_gateway { fresh.of_gateway() } else { fresh };
         let (requests, rx) = mpsc::channel(REQUESTS_MAX);
         for request in ads.start(&self.snapshot) {
             let _ = requests.try_send(request); // as many as types: they fit
@@ -518,6 +536,7 @@ impl Stream {
             inbound: response.into_inner(),
             requests,
             channel: connection.channel,
+            local: connection.local.ip().to_canonical(),
         })
     }
 

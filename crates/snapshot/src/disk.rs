@@ -23,7 +23,7 @@ const ADDRESSES_SYNCED: u8 = 1;
 const POLICIES_SYNCED: u8 = 2;
 
 /// Types in the order in which they are written.
-const TYPES: [&str; 7] = [
+const TYPES: [&str; 8] = [
     type_url::ADDRESS,
     type_url::AUTHORIZATION,
     type_url::REVOCATIONS,
@@ -31,6 +31,7 @@ const TYPES: [&str; 7] = [
     type_url::SERVICE_VIP,
     type_url::EXPOSURE,
     type_url::NETWORK_GATEWAYS,
+    type_url::EXPORTED_SERVICE,
 ];
 
 /// Why bytes on disk were not taken. The file is to be set aside; the agent starts without it.

@@ -29,6 +29,8 @@ pub struct Snapshot {
     pub(crate) exposure: Option<Arc<Held<Exposure>>>,
     /// Ways into networks, by network.
     pub(crate) gateways: OrdMap<Arc<str>, Arc<Held<Vec<Gateway>>>>,
+    /// Services that other trust domains may call.
+    pub(crate) exported: OrdMap<NamespacedName, Arc<Held<()>>>,
 }
 
 impl Snapshot {
@@ -46,6 +48,7 @@ impl Snapshot {
             bundles: OrdMap::new(),
             exposure: None,
             gateways: OrdMap::new(),
+            exported: OrdMap::new(),
         }
     }
 
@@ -162,6 +165,12 @@ impl Snapshot {
                 self.gateways
                     .insert(message.network.into(), Held::new(gateways, payload));
             }
+            type_url::EXPORTED_SERVICE => {
+                let (name, message, payload) = open::<v1::ExportedService>(type_url, resource)?;
+                let key = NamespacedName::new(message.namespace.as_str(), message.hostname.as_str());
+                check_name(&name, &key).map_err(rejected(name))?;
+                self.exported.insert(key, Held::new((), payload));
+            }
             _ => {
                 return Err(rejected(resource.name)(format!(
                     "is of the unknown type {type_url:?}"
@@ -206,6 +215,11 @@ impl Snapshot {
                     name
                 };
                 self.gateways.remove(network);
+            }
+            type_url::EXPORTED_SERVICE => {
+                if let Some(key) = key() {
+                    self.exported.remove(&key);
+                }
             }
             _ => {}
         }
@@ -277,6 +291,10 @@ impl Snapshot {
                 .gateways
                 .iter()
                 .for_each(|(network, h)| each(networks::resource_name(network), &h.version, &h.raw)),
+            type_url::EXPORTED_SERVICE => self
+                .exported
+                .iter()
+                .for_each(|(key, h)| each(&key.to_string(), &h.version, &h.raw)),
             _ => {}
         }
     }
@@ -425,6 +443,11 @@ impl Snapshot {
         self.gateways
             .iter()
             .map(|(network, held)| (&**network, held.item.as_slice()))
+    }
+
+    /// True for a service that other trust domains may call. Gateways alone are told; elsewhere it is never true.
+    pub fn is_exported(&self, service: &NamespacedName) -> bool {
+        self.exported.contains_key(service)
     }
 
     /// Trust domains and their roots (PEM), by trust domain.

@@ -2,14 +2,16 @@
 
 use crate::{
     Registry,
-    content::ObjectKey,
+    content::{self, ObjectKey, Output},
     imports::imported_host,
+    registry::Producer,
     services::is_carried,
     state::{EntryState, ServiceState},
     workloads::is_tunnelled,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use tombolo_config::{Kind, WorkloadEntrySpec, annotation};
+use tombolo_proto::{tombolo::v1::ExportedService, type_url};
 use tombolo_types::{SpiffeId, check_label, reserved_namespace};
 
 /// A service as clusters tell each other: no single endpoints.
@@ -71,6 +73,8 @@ impl Registry {
         if self.export_rules != namespaces {
             self.export_rules = namespaces;
             self.exports_dirty.extend(self.services.keys().cloned());
+            let producers = self.services.keys().cloned().map(Producer::Object);
+            self.dirty.extend(producers);
         }
     }
 
@@ -107,13 +111,7 @@ impl Registry {
         let Some(service) = self.services.get(key).filter(|service| self.is_exported(service)) else {
             return Vec::new();
         };
-        let suffix = format!(".{}.svc.{}", key.namespace, self.settings.mesh_domain);
-        // Only its own names: what else it is called means something else elsewhere.
-        let names = service.hosts.iter().filter(|host| self.owns(key, host));
-        let names = names.filter_map(|host| host.strip_suffix(&suffix));
-        let names: Vec<&str> = names
-            .filter(|name| check_label("service", name).is_ok())
-            .collect();
+        let names = self.exported_names(key, service);
         if names.is_empty() {
             return Vec::new();
         }
@@ -138,6 +136,34 @@ impl Registry {
             sans: sans.clone(),
             endpoints: endpoints.clone(),
         };
+        names.into_iter().map(one).collect()
+    }
+
+    /// Names of an exported service. Only its own: what else it is called means something else elsewhere.
+    fn exported_names<'a>(&self, key: &ObjectKey, service: &'a ServiceState) -> Vec<&'a str> {
+        let suffix = format!(".{}.svc.{}", key.namespace, self.settings.mesh_domain);
+        let names = service.hosts.iter().filter(|host| self.owns(key, host));
+        let names = names.filter_map(|host| host.strip_suffix(&suffix));
+        names
+            .filter(|name| check_label("service", name).is_ok())
+            .collect()
+    }
+
+    /// What gateways are told: these names may be called from other trust domains.
+    pub(crate) fn export_outputs(&self, key: &ObjectKey) -> Vec<Output> {
+        let Some(service) = self.services.get(key).filter(|service| self.is_exported(service)) else {
+            return Vec::new();
+        };
+        let one = |name: &str| {
+            let hostname = format!("{name}.{}.svc.{}", key.namespace, self.settings.mesh_domain);
+            let message = ExportedService {
+                namespace: key.namespace.to_string(),
+                hostname,
+            };
+            let resource = content::key(&message.namespace, &message.hostname);
+            content::resource(type_url::EXPORTED_SERVICE, resource, &message)
+        };
+        let names = self.exported_names(key, service);
         names.into_iter().map(one).collect()
     }
 

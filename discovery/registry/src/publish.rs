@@ -81,7 +81,11 @@ impl Registry {
         };
         match object.kind {
             Kind::WorkloadEntry => self.entry_outputs(object),
-            Kind::ServiceEntry => self.service_outputs(object),
+            Kind::ServiceEntry => {
+                let mut outputs = self.service_outputs(object);
+                outputs.extend(self.export_outputs(object));
+                outputs
+            }
             Kind::AuthorizationPolicy => self.policy_outputs(object),
             Kind::PeerAuthentication => self.peer_policy_outputs(object),
             Kind::WorkloadGroup | Kind::JoinToken | Kind::Device => Vec::new(),

@@ -29,7 +29,7 @@ pub struct World {
 
 impl World {
     /// The types that are published here.
-    pub const TYPES: [&'static str; 7] = [
+    pub const TYPES: [&'static str; 8] = [
         type_url::ADDRESS,
         type_url::AUTHORIZATION,
         type_url::SERVICE_VIP,
@@ -37,6 +37,7 @@ impl World {
         type_url::REVOCATIONS,
         type_url::TRUST_BUNDLE,
         type_url::NETWORK_GATEWAYS,
+        type_url::EXPORTED_SERVICE,
     ];
 
     /// Without a resource.

@@ -26,6 +26,11 @@ fn full() -> Snapshot {
         snapshot.apply(type_url::NETWORK_GATEWAYS, vec![gateways], &[]),
         []
     );
+    let exported = tests::networks::exported("shop", "catalog.shop.svc.mesh.internal");
+    assert_eq!(
+        snapshot.apply(type_url::EXPORTED_SERVICE, vec![exported], &[]),
+        []
+    );
     snapshot
 }
 

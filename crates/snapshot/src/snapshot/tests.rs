@@ -505,6 +505,7 @@ pub(crate) fn view(snapshot: &Snapshot) -> String {
         type_url::SERVICE_VIP,
         type_url::REVOCATIONS,
         type_url::NETWORK_GATEWAYS,
+        type_url::EXPORTED_SERVICE,
     ] {
         let held: BTreeMap<_, _> = snapshot.held(type_url).into_iter().collect();
         lines.push(format!("held {held:?}"));

@@ -239,6 +239,14 @@ fn exports() {
     ));
     let names = |registry: &mut Registry| {
         let all = registry.exports();
+        // Gateways are told the same.
+        let world = registry.publish();
+        let told = world.resources(type_url::EXPORTED_SERVICE).expect("a type");
+        let key = |export: &Export| {
+            let (name, namespace) = (&export.name, &export.namespace);
+            format!("{namespace}/{name}.{namespace}.svc.mesh.internal")
+        };
+        assert!(told.keys().map(|name| name.to_string()).eq(all.iter().map(key)));
         all.into_iter().map(|export| export.namespace).collect::<Vec<_>>()
     };
     let only = registry.exports().remove(0);
@@ -289,7 +297,7 @@ fn exports() {
     give_imported(&mut registry);
     assert_eq!(names(&mut registry), ["shop"], "nothing of others is told on");
     registry.remove(tombolo_config::Kind::ServiceEntry, "shop", "catalog");
-    assert!(registry.exports().is_empty());
+    assert!(names(&mut registry).is_empty());
 }
 
 fn export(name: &str) -> Export {

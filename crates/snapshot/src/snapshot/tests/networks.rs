@@ -27,6 +27,42 @@ pub(crate) fn network(network: &str, gateways: Vec<v1::NetworkGateway>) -> xds::
     )
 }
 
+pub(crate) fn exported(namespace: &str, hostname: &str) -> xds::Resource {
+    resource(
+        &format!("{namespace}/{hostname}"),
+        &v1::ExportedService {
+            namespace: namespace.into(),
+            hostname: hostname.into(),
+        },
+    )
+}
+
+#[test]
+fn what_is_exported() {
+    let (mut snapshot, host) = (empty(), "catalog.shop.svc.mesh.internal");
+    let key = NamespacedName::new("shop", host);
+    assert!(!snapshot.is_exported(&key));
+    take(
+        &mut snapshot,
+        type_url::EXPORTED_SERVICE,
+        [exported("shop", host)],
+    );
+    assert!(snapshot.is_exported(&key));
+    let misnamed = xds::Resource {
+        name: "shop/other.shop.svc.mesh.internal".into(),
+        ..exported("bank", "other.bank.svc.mesh.internal")
+    };
+    assert_eq!(
+        snapshot
+            .apply(type_url::EXPORTED_SERVICE, vec![misnamed], &[])
+            .len(),
+        1
+    );
+    assert_eq!(snapshot.held(type_url::EXPORTED_SERVICE).len(), 1);
+    remove(&mut snapshot, type_url::EXPORTED_SERVICE, &key.to_string());
+    assert!(!snapshot.is_exported(&key));
+}
+
 #[test]
 fn gateways_of_a_network() {
     let mut snapshot = empty();
