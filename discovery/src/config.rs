@@ -111,6 +111,9 @@ pub struct Config {
     /// Network of workloads whose group names none; empty is the default network.
     #[serde(default)]
     pub network: String,
+    /// Name of this cluster among those that it is joined with; empty: the first label of the trust domain.
+    #[serde(default)]
+    pub cluster_name: String,
     /// Where services have their virtual addresses.
     #[serde(default = "default_vip_prefixes")]
     pub vip_prefixes: Vec<String>,
@@ -119,6 +122,14 @@ pub struct Config {
     pub default_deny: bool,
     /// `host:port` under which agents reach this discovery, in order of preference.
     pub advertise: Vec<String>,
+    /// `host:port` under which discoveries of other clusters reach this one, for example that of its gateways; empty:
+    /// the addresses of its gateways, then `advertise`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub federation_endpoints: Vec<String>,
+    /// Namespaces whose services are all exported to other clusters; `*`: every one that is not reserved. The label
+    /// istio.io/global of a service says otherwise for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub export_namespaces: Vec<String>,
     /// CA, store, audit log.
     #[serde(default = "default_state_dir")]
     pub state_dir: PathBuf,
@@ -257,9 +268,12 @@ impl Config {
             mesh_domain: default_mesh_domain(),
             cluster_id: default_cluster_id(),
             network: String::new(),
+            cluster_name: String::new(),
             vip_prefixes: default_vip_prefixes(),
             default_deny: false,
             advertise,
+            federation_endpoints: Vec::new(),
+            export_namespaces: Vec::new(),
             state_dir: default_state_dir(),
             listen: default_listen(),
             debug_listen: default_debug_listen(),
@@ -314,6 +328,20 @@ impl Config {
         if !self.network.is_empty() {
             check_label("network", &self.network).map_err(|e| value("network", e))?;
         }
+        check_label("cluster", &self.cluster_name()).map_err(|e| value("cluster_name", e))?;
+        if !self.cluster_name.is_empty() && self.cluster_name == self.network {
+            return Err(value("cluster_name", "a network of this cluster has this name"));
+        }
+        for namespace in self.export_namespaces.iter().filter(|name| *name != "*") {
+            check_label("namespace", namespace).map_err(|e| value("export_namespaces", e))?;
+        }
+        if self.federation_endpoints.len() > 8 {
+            return Err(value("federation_endpoints", "name at most eight endpoints, host:port"));
+        }
+        for endpoint in &self.federation_endpoints {
+            host_of(endpoint)
+                .ok_or_else(|| value("federation_endpoints", format!("{endpoint:?} is not host:port")))?;
+        }
         if self.advertise.is_empty() || self.advertise.len() > 8 {
             return Err(value("advertise", "name one to eight endpoints, host:port"));
         }
@@ -339,6 +367,19 @@ impl Config {
             default_deny: self.default_deny,
             ..MeshSettings::new(self.trust_domain.parse().map_err(|e| value("trust_domain", e))?)
         })
+    }
+
+    /// Name of this cluster among those that it is joined with.
+    pub fn cluster_name(&self) -> String {
+        if self.cluster_name.is_empty() {
+            // A trust domain may hold what a name may not.
+            let first = self.trust_domain.split('.').next().unwrap_or_default();
+            let name: String = first.replace('_', "-").chars().take(63).collect();
+            let name = name.trim_matches('-');
+            if name.is_empty() { "cluster" } else { name }.to_owned()
+        } else {
+            self.cluster_name.clone()
+        }
     }
 
     /// Hosts of the advertised endpoints, without brackets.
@@ -418,6 +459,9 @@ mod tests {
             ("certificate_life: 400d", "certificate_life"),
             ("certificate_life: soon", "certificate_life"),
             ("network: Bad Name", "network"),
+            ("cluster_name: Bad_Name", "cluster_name"),
+            ("federation_endpoints: [here]", "federation_endpoints"),
+            ("export_namespaces: [Bad_Name]", "export_namespaces"),
         ] {
             assert!(refused(line).contains(word), "{line}: {}", refused(line));
         }

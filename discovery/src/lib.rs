@@ -5,7 +5,7 @@
 //!
 //! | port | protocol | who may call |
 //! |---|---|---|
-//! | 15012/tcp | gRPC over TLS 1.3: ADS, `IstioCertificateService`, `tombolo.v1.Enrollment`, `tombolo.admin.v1` | members by certificate or bearer token; enrolment by token and device key |
+//! | 15012/tcp | gRPC over TLS 1.3: ADS, `IstioCertificateService`, `tombolo.v1.Enrollment`, `tombolo.admin.v1`, `tombolo.federation.v1` | members by certificate or bearer token; enrolment by token and device key; discoveries of other clusters |
 //! | admin.sock | gRPC: `tombolo.admin.v1` | root, own user, group tombolo-admin |
 //! | 15014/tcp (loopback) | HTTP: metrics, debug; read-only | everybody on the host |
 //! | 15021/tcp (loopback) | HTTP: readiness | everybody on the host |
@@ -24,6 +24,7 @@ pub mod certificate;
 pub mod conditions;
 pub mod config;
 pub mod enroll;
+pub mod federation;
 pub mod files;
 pub mod fleet;
 pub mod http;

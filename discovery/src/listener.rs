@@ -14,7 +14,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -22,8 +22,9 @@ use tokio::{
     sync::mpsc,
 };
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
-use tombolo_identity::Peer;
+use tombolo_identity::{LiveIdentity, Peer};
 use tombolo_runtime::TaskGroup;
+use tombolo_types::SpiffeId;
 use tonic::transport::server::Connected;
 
 /// Whole handshake: connect to the end of TLS.
@@ -49,8 +50,10 @@ pub struct Link {
     pub remote: Option<SocketAddr>,
     /// RFC 9266 exporter of the TLS session: what proofs of possession are bound to.
     pub exporter: Option<[u8; 32]>,
-    /// The verified client certificate, if one was presented.
+    /// The verified client certificate, if one of this mesh was presented.
     pub peer: Option<Arc<Peer>>,
+    /// The verified certificate of another cluster's discovery: good for federation and nothing else.
+    pub member: Option<Arc<Peer>>,
     /// On the admin socket.
     pub local: Option<LocalUser>,
     /// One connection too many of this member: why every call on it is refused.
@@ -173,10 +176,24 @@ pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     }
 }
 
+/// What the listener presents and whom it believes.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    /// Takes clients of this mesh and discoveries of other clusters.
+    pub config: Arc<ServerConfig>,
+    /// The roots of this mesh: tells the two apart.
+    pub own: Arc<LiveIdentity>,
+}
+
+fn unix_now() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.unwrap_or_default().as_secs()
+}
+
 /// Accepts until the group stops; connections through their handshake go to `accepted_tx`.
 pub async fn run(
     listener: TcpListener,
-    tls: Arc<ServerConfig>,
+    tls: Tls,
     counters: Arc<ListenerCounters>,
     accepted_tx: mpsc::Sender<io::Result<Connection<TlsStream<TcpStream>>>>,
     members: MemberLimits,
@@ -198,7 +215,7 @@ pub async fn run(
             counters.limited.fetch_add(1, Ordering::Relaxed);
             continue;
         };
-        let (tls, counters, accepted_tx) = (Arc::clone(&tls), Arc::clone(&counters), accepted_tx.clone());
+        let (tls, counters, accepted_tx) = (tls.clone(), Arc::clone(&counters), accepted_tx.clone());
         let members = members.clone();
         tasks.spawn_until_stopped("TLS handshake", async move {
             let shaken = tokio::time::timeout(
@@ -228,7 +245,7 @@ pub async fn run(
 async fn handshake(
     socket: TcpStream,
     remote: SocketAddr,
-    tls: Arc<ServerConfig>,
+    tls: Tls,
     place: &HalfOpen,
     members: &MemberLimits,
 ) -> io::Result<Connection<TlsStream<TcpStream>>> {
@@ -242,14 +259,29 @@ async fn handshake(
             "too many handshakes from this source",
         ));
     }
-    let stream = start.into_stream(tls).await?;
+    let stream = start.into_stream(tls.config).await?;
     let session = stream.get_ref().1;
     let exporter = tombolo_identity::server_exporter(session).map_err(io::Error::other)?;
-    let peer = match session.peer_certificates() {
-        Some(chain) if !chain.is_empty() => Some(Arc::new(
-            tombolo_identity::peer_of(chain).map_err(io::Error::other)?,
+    let shown = match session.peer_certificates() {
+        Some(chain) if !chain.is_empty() => Some((
+            Arc::new(tombolo_identity::peer_of(chain).map_err(io::Error::other)?),
+            tombolo_identity::still_trusted(&tls.own.current(), chain, unix_now()),
         )),
         _ => None,
+    };
+    let (peer, member) = match shown {
+        None => (None, None),
+        Some((peer, true)) => (Some(peer), None),
+        // By a root of another cluster: its discovery may come, nobody else.
+        Some((peer, false)) if peer.id == SpiffeId::discovery(peer.id.trust_domain.clone()) => {
+            (None, Some(peer))
+        }
+        Some((peer, false)) => {
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!("{} is of another cluster", peer.id),
+            ));
+        }
     };
     let full = || {
         io::Error::new(
@@ -264,7 +296,7 @@ async fn handshake(
         )
     };
     let mut over = None;
-    let held = match &peer {
+    let held = match peer.as_ref().or(member.as_ref()) {
         Some(peer) => {
             let place = members
                 .connection(&peer.id, peer.device, remote.ip())
@@ -280,6 +312,7 @@ async fn handshake(
         remote: Some(remote),
         exporter: Some(exporter),
         peer,
+        member,
         local: None,
         over,
     };

@@ -46,6 +46,9 @@ struct Init {
     /// Network of workloads whose group names none.
     #[arg(long, default_value = "")]
     network: String,
+    /// Name of this cluster among those that it will be joined with; the first label of the trust domain unless given.
+    #[arg(long, default_value = "")]
+    cluster_name: String,
     /// Prefix for virtual addresses, IPv4 /8 to /20 or IPv6 /32 to /48; one of each family.
     #[arg(long = "vip-prefix")]
     vip_prefixes: Vec<String>,
@@ -93,6 +96,8 @@ fn founding(init: Init) -> Result<Founding> {
     let plan = tombolo_types::AddressPlan::from_prefixes(&init.vip_prefixes).context("--vip-prefix")?;
     config.vip_prefixes = plan.prefixes().to_vec();
     config.default_deny = init.default_deny;
+    config.cluster_name = init.cluster_name;
+    config.cluster_name = config.cluster_name();
     config.state_dir = init.state_dir;
     Ok(Founding {
         config,

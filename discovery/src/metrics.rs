@@ -21,6 +21,11 @@ struct ResultLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CodeLabels {
+    code: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateLabels {
     state: &'static str,
 }
@@ -40,6 +45,8 @@ pub struct Metrics {
     calls: Family<CallLabels, Counter>,
     pushes_of_metrics: Family<ResultLabels, Counter>,
     members: Family<StateLabels, Gauge>,
+    federation_refusals: Family<CodeLabels, Counter>,
+    clusters: Family<StateLabels, Gauge>,
     pushed_members: Gauge,
     pushed_bytes: Gauge,
     subscribers: Gauge,
@@ -63,6 +70,8 @@ impl Default for Metrics {
             calls: Family::default(),
             pushes_of_metrics: Family::default(),
             members: Family::default(),
+            federation_refusals: Family::default(),
+            clusters: Family::default(),
             pushed_members: Gauge::default(),
             pushed_bytes: Gauge::default(),
             subscribers: Gauge::default(),
@@ -101,6 +110,16 @@ impl Default for Metrics {
             "tombolo_discovery_members",
             "Enrolled devices by state",
             metrics.members.clone(),
+        );
+        r.register(
+            "tombolo_discovery_federation_refusals",
+            "What was refused of other clusters, by code",
+            metrics.federation_refusals.clone(),
+        );
+        r.register(
+            "tombolo_discovery_clusters",
+            "Other clusters by state: Current, Stale",
+            metrics.clusters.clone(),
         );
         r.register(
             "tombolo_discovery_metrics_pushes",
@@ -159,6 +178,21 @@ impl Metrics {
         self.pushes_of_metrics
             .get_or_create(&ResultLabels { result })
             .inc();
+    }
+
+    /// Counts what was refused of another cluster.
+    pub fn federation_refused(&self, code: tombolo_types::Code) {
+        let code = code.to_string();
+        self.federation_refusals.get_or_create(&CodeLabels { code }).inc();
+    }
+
+    /// How many other clusters there are, and how many of them cannot be reached.
+    pub fn set_clusters(&self, all: usize, stale: usize) {
+        let counts = [("Current", all.saturating_sub(stale)), ("Stale", stale)];
+        for (state, count) in counts {
+            let gauge = self.clusters.get_or_create(&StateLabels { state });
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
     }
 
     /// The text that a scraper reads.

@@ -31,6 +31,11 @@ pub fn key(kind: Kind, namespace: &str, name: &str) -> Key {
     Key::new(kind.group(), kind.name(), namespace, name)
 }
 
+/// False for what the store keeps beside resources, such as the membership of clusters.
+pub fn is_resource(key: &Key) -> bool {
+    Kind::of(&key.group, &key.kind).is_some()
+}
+
 /// The key of a resource.
 pub fn key_of(resource: &Resource) -> Key {
     key(resource.kind(), resource.namespace(), resource.name())
@@ -195,7 +200,7 @@ impl Objects {
         loop {
             let listing = self.store.list(&select, Page { limit: PAGE, after }).await?;
             version.get_or_insert(listing.resource_version);
-            for stored in &listing.items {
+            for stored in listing.items.iter().filter(|stored| is_resource(&stored.key)) {
                 match read(stored) {
                     Ok(resource) => resources.push(resource),
                     Err(error) => tracing::error!(%error, "an object is left out"),

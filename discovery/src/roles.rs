@@ -55,6 +55,10 @@ pub enum Thing {
     Audit,
     /// What the mesh is: names, pin, health. Everybody with a role may read it.
     Mesh,
+    /// The right to become a gateway: to carry the calls of a network.
+    Gateway,
+    /// Another cluster, an invite for one, and the roots that are believed.
+    Cluster,
 }
 
 impl Verb {
@@ -64,7 +68,7 @@ impl Verb {
 
 impl Thing {
     /// All things.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::WorkloadGroup,
         Self::WorkloadEntry,
         Self::ServiceEntry,
@@ -74,6 +78,8 @@ impl Thing {
         Self::Vm,
         Self::Audit,
         Self::Mesh,
+        Self::Gateway,
+        Self::Cluster,
     ];
 
     /// By the kind of a resource.
@@ -91,7 +97,7 @@ impl Thing {
 
     /// Not of a namespace.
     fn is_of_the_mesh(self) -> bool {
-        matches!(self, Self::Audit | Self::Mesh)
+        matches!(self, Self::Audit | Self::Cluster | Self::Gateway | Self::Mesh)
     }
 }
 
@@ -140,6 +146,7 @@ const READABLE: &[Thing] = &[
     T::JoinToken,
     T::Vm,
     T::Mesh,
+    T::Cluster,
 ];
 const CHANGE: &[Verb] = &[V::Create, V::Update, V::Delete];
 const ISSUE: &[Verb] = &[V::Create, V::Delete];
@@ -224,6 +231,8 @@ mod tests {
             (T::Vm, ["r----", "r----", "r--dk", "rcudk"]),
             (T::Audit, ["-----", "-----", "-----", "rcudk"]),
             (T::Mesh, ["r----", "r----", "r----", "rcudk"]),
+            (T::Cluster, ["r----", "r----", "r----", "rcudk"]),
+            (T::Gateway, ["-----", "-----", "-----", "rcudk"]),
         ];
         let roles = [
             Role::Viewer,

@@ -9,6 +9,7 @@ use crate::{
     certificate::{self, ServerNames},
     config::Config,
     enroll::{Context, EnrollmentService},
+    federation::{self, FederationConfig, FederationService},
     fleet::{self, Fleet, OwnerConfig},
     http::Shown,
     init::make_runtime_dir,
@@ -34,11 +35,13 @@ use std::{
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tombolo_ca::{Authority, TtlLimits};
-use tombolo_identity::{LiveIdentity, discovery_server_config};
+use tombolo_federation::limits::MESSAGE_BYTES_MAX;
+use tombolo_identity::{LiveIdentity, federated_server_config};
 use tombolo_proto::{
     istio::v1::auth::istio_certificate_service_server::IstioCertificateServiceServer,
     tombolo::{
         admin::v1::admin_server::AdminServer,
+        federation::v1::federation_server::FederationServer,
         v1::{enrollment_server::EnrollmentServer, telemetry_server::TelemetryServer},
     },
     xds::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
@@ -132,6 +135,8 @@ pub async fn start(config: &Config) -> Result<Running> {
             bundles: vec![(trust_domain.clone(), authority.roots_pem().to_owned())],
             memory_path: state.members(),
             vips_path: state.vips(),
+            imported_vips_path: state.imported_vips(),
+            export_namespaces: config.export_namespaces.iter().cloned().collect(),
             witness_port: config.witness_port,
             start_grace: config.start_grace.0,
         },
@@ -152,6 +157,24 @@ pub async fn start(config: &Config) -> Result<Running> {
         certificate::keep(names, Arc::clone(&authority), Arc::clone(&live)),
     );
 
+    let federation = federation::start(
+        FederationConfig {
+            cluster: config.cluster_name(),
+            settings: settings.clone(),
+            roots_pem: authority.roots_pem().to_owned(),
+            endpoints: config.federation_endpoints.clone(),
+            advertise: config.advertise.clone(),
+            store: Arc::clone(objects.store()),
+            dir: state.federation(),
+            fleet: fleet.clone(),
+            audit: Arc::clone(&audit),
+            metrics: Arc::clone(&metrics),
+            live: Arc::clone(&live),
+        },
+        &front,
+    )
+    .await?;
+
     let subscribers = Subscribers::default();
     let mesh = Arc::new(Context {
         objects,
@@ -168,6 +191,8 @@ pub async fn start(config: &Config) -> Result<Running> {
         subscribers: subscribers.clone(),
         protected_hosts: config.hosts(),
         started_unix_ms: jiff::Timestamp::now().as_millisecond(),
+        federation: federation.clone(),
+        tasks: front.clone(),
     });
     let remote = Authenticators::new(
         vec![Box::new(Mtls), Box::new(SharedBearer(bearer))],
@@ -243,7 +268,10 @@ pub async fn start(config: &Config) -> Result<Running> {
         let _ = scraped_at.set(scrape_address(debug, &config.hosts())); // set once, here
     }
 
-    let tls = Arc::new(discovery_server_config(&live)?);
+    let tls = listener::Tls {
+        config: Arc::new(federated_server_config(&live, federation.trusted())?),
+        own: Arc::clone(&live),
+    };
     let (accepted_tx, accepted_rx) = mpsc::channel(listener::ACCEPTED_MAX);
     front.spawn(
         "listener",
@@ -257,6 +285,10 @@ pub async fn start(config: &Config) -> Result<Running> {
         )
         .add_service(
             EnrollmentServer::new(EnrollmentService::new(mesh)).max_decoding_message_size(ENROLL_REQUEST_MAX),
+        )
+        .add_service(
+            FederationServer::new(FederationService::new(federation, front.clone()))
+                .max_decoding_message_size(MESSAGE_BYTES_MAX),
         )
         .add_service(TelemetryServer::new(telemetry).max_decoding_message_size(REQUEST_MAX))
         .add_service(

@@ -48,6 +48,16 @@ impl StateDir {
         self.0.join("vips.json")
     }
 
+    /// The virtual addresses of other clusters' services.
+    pub fn imported_vips(&self) -> PathBuf {
+        self.0.join("imported-vips.json")
+    }
+
+    /// Member key and imports of other clusters.
+    pub fn federation(&self) -> PathBuf {
+        self.0.join("federation")
+    }
+
     /// The configuration that the state was made with.
     pub fn founding(&self) -> PathBuf {
         self.0.join("init.yaml")
@@ -64,6 +74,7 @@ impl StateDir {
             ("mesh_domain", &config.mesh_domain, &founding.mesh_domain),
             ("cluster_id", &config.cluster_id, &founding.cluster_id),
             ("network", &config.network, &founding.network),
+            ("cluster_name", &config.cluster_name(), &founding.cluster_name()),
             (
                 "vip_prefixes",
                 &config.vip_prefixes.join(","),

@@ -97,6 +97,31 @@ pub fn root_pin(cert: &CertificateDer<'_>) -> Result<[u8; 32], IdentityError> {
     Ok(pin)
 }
 
+/// What people want to know of a root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RootFacts {
+    /// Distinguished name.
+    pub subject: String,
+    /// Unix seconds.
+    pub not_before: u64,
+    /// Unix seconds.
+    pub not_after: u64,
+}
+
+/// Reads them.
+///
+/// # Errors
+/// When it is no certificate.
+pub fn root_facts(certificate: &CertificateDer<'_>) -> Result<RootFacts, IdentityError> {
+    let (not_before, not_after) = crate::workload::validity(certificate)?;
+    let subject = parse(certificate)?.subject().to_string();
+    Ok(RootFacts {
+        subject,
+        not_before,
+        not_after,
+    })
+}
+
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -79,6 +79,24 @@ pub fn discovery_server_config(live: &Arc<LiveIdentity>) -> Result<ServerConfig,
     )
 }
 
+/// As [`discovery_server_config`], with other roots for clients than for what it presents: discoveries of other
+/// clusters come to the same port. Who of them may do what is for the caller to tell.
+///
+/// # Errors
+/// When the TLS library refuses the settings.
+pub fn federated_server_config(
+    live: &Arc<LiveIdentity>,
+    trusted: &Arc<LiveIdentity>,
+) -> Result<ServerConfig, IdentityError> {
+    server(
+        PresentsWithRoots(Arc::clone(live)),
+        PeerClient {
+            live: Arc::clone(trusted),
+            mandatory: false,
+        },
+    )
+}
+
 /// HBONE, dialling side: the server must be exactly one of `expected`; an empty list lets nobody in. No server name
 /// is sent: pass [`hbone_server_name`].
 ///

@@ -313,7 +313,7 @@ impl<C: Crypto> Federation<C> {
 
     /// A statement of the own cluster about another, as an answer to the present one; adopts the members that the
     /// other admitted when it loses the right.
-    fn rewrite(
+    pub(crate) fn rewrite(
         &mut self,
         cluster: &str,
         now: Now,

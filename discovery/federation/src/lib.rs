@@ -69,6 +69,7 @@ mod record;
 mod refusal;
 mod session;
 mod timers;
+mod trust;
 mod world;
 
 pub use action::{Action, ConnId, Event, Now, Write};

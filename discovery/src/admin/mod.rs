@@ -1,6 +1,9 @@
 //! tombolo.admin.v1: the one API of CLI, console and tests. On the admin socket, and on 15012 for operators.
 
 mod apply;
+mod clusters;
+mod gateway;
+mod near;
 mod rules;
 mod show;
 pub mod socket;
@@ -10,7 +13,8 @@ use crate::{
     audit::{Audit, Line},
     bearer::{self, Bearer},
     caller::{Authenticators, Caller, link_of},
-    enroll::Context,
+    enroll::{Context, Place},
+    federation::Federation,
     listener::Link,
     refusal::Refusal,
     roles::{Thing, Verb},
@@ -19,6 +23,7 @@ use crate::{
 use std::{sync::Arc, time::Duration};
 use tombolo_config::Kind;
 use tombolo_proto::tombolo::admin::v1::{self as pb, admin_server::Admin};
+use tombolo_runtime::TaskGroup;
 use tombolo_types::{Code, check_label};
 use tonic::{Request, Response, Status};
 
@@ -35,6 +40,10 @@ pub struct AdminContext {
     pub protected_hosts: Vec<String>,
     /// Unix ms of the start of this process.
     pub started_unix_ms: i64,
+    /// Other clusters.
+    pub federation: Federation,
+    /// Where what must not end with its caller runs.
+    pub tasks: TaskGroup,
 }
 
 /// The service, with the authenticators of its listener.
@@ -155,7 +164,14 @@ impl Admin for AdminService {
         let call = self.call(&request).await?;
         self.authorize(&call, Verb::Read, Thing::Mesh, None, "Mesh")?;
         let mesh = &self.context.mesh;
+        let place = Place {
+            network: &mesh.settings.network,
+            outbound_only: false,
+            gateway: false,
+        };
+        let gateway_endpoints = mesh.gateway_endpoints(place).await.map_err(Refusal::from)?;
         Ok(Response::new(pb::MeshResponse {
+            gateway_endpoints,
             version: env!("CARGO_PKG_VERSION").into(),
             trust_domain: mesh.settings.trust_domain.to_string(),
             mesh_domain: mesh.settings.mesh_domain.clone(),
@@ -268,6 +284,15 @@ impl Admin for AdminService {
         }))
     }
 
+    async fn create_gateway_token(
+        &self,
+        request: Request<pb::CreateGatewayTokenRequest>,
+    ) -> Result<Response<pb::CreateGatewayTokenResponse>, Status> {
+        let call = self.call(&request).await?;
+        let answer = self.gateway_token(&call, request.get_ref()).await?;
+        Ok(Response::new(answer))
+    }
+
     async fn audit(&self, request: Request<pb::AuditRequest>) -> Result<Response<pb::AuditResponse>, Status> {
         let call = self.call(&request).await?;
         self.authorize(&call, Verb::Read, Thing::Audit, None, "Audit")?;
@@ -287,5 +312,63 @@ impl Admin for AdminService {
         let call = self.call(&request).await?;
         self.authorize(&call, Verb::Read, Thing::Mesh, None, "Health")?;
         Ok(Response::new(self.health_now()))
+    }
+
+    async fn create_cluster_invite(
+        &self,
+        request: Request<pb::CreateClusterInviteRequest>,
+    ) -> Result<Response<pb::CreateClusterInviteResponse>, Status> {
+        let call = self.call(&request).await?;
+        Ok(Response::new(self.create_invite(&call, request.get_ref()).await?))
+    }
+
+    async fn list_cluster_invites(
+        &self,
+        request: Request<pb::ListClusterInvitesRequest>,
+    ) -> Result<Response<pb::ListClusterInvitesResponse>, Status> {
+        let call = self.call(&request).await?;
+        Ok(Response::new(self.invites(&call).await?))
+    }
+
+    async fn revoke_cluster_invite(
+        &self,
+        request: Request<pb::RevokeClusterInviteRequest>,
+    ) -> Result<Response<pb::RevokeClusterInviteResponse>, Status> {
+        let call = self.call(&request).await?;
+        self.revoke_invite(&call, &request.get_ref().id).await?;
+        Ok(Response::new(pb::RevokeClusterInviteResponse {}))
+    }
+
+    async fn join_cluster(
+        &self,
+        request: Request<pb::JoinClusterRequest>,
+    ) -> Result<Response<pb::JoinClusterResponse>, Status> {
+        let call = self.call(&request).await?;
+        Ok(Response::new(self.join(&call, request.into_inner()).await?))
+    }
+
+    async fn list_clusters(
+        &self,
+        request: Request<pb::ListClustersRequest>,
+    ) -> Result<Response<pb::ListClustersResponse>, Status> {
+        let call = self.call(&request).await?;
+        Ok(Response::new(self.clusters(&call).await?))
+    }
+
+    async fn remove_cluster(
+        &self,
+        request: Request<pb::RemoveClusterRequest>,
+    ) -> Result<Response<pb::RemoveClusterResponse>, Status> {
+        let call = self.call(&request).await?;
+        self.remove(&call, &request.get_ref().cluster).await?;
+        Ok(Response::new(pb::RemoveClusterResponse {}))
+    }
+
+    async fn list_trust(
+        &self,
+        request: Request<pb::ListTrustRequest>,
+    ) -> Result<Response<pb::ListTrustResponse>, Status> {
+        let call = self.call(&request).await?;
+        Ok(Response::new(self.trust(&call).await?))
     }
 }

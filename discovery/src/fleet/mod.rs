@@ -7,16 +7,18 @@ mod damping;
 mod dial;
 pub mod liveness;
 mod memory;
+mod offers;
 mod owner;
 mod view;
 mod vips;
 
+pub use offers::Offered;
 pub use owner::{DRAINING, OwnerConfig, start};
 pub use view::{Member, MemberState, Report, View};
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tokio::sync::mpsc::{self, OwnedPermit};
-use tombolo_registry::World;
+use tombolo_registry::{Imports, World};
 use tombolo_runtime::Reader;
 use tombolo_types::DeviceId;
 
@@ -33,6 +35,8 @@ pub(crate) enum Event {
         endpoint: std::net::SocketAddr,
         found: liveness::Dialled,
     },
+    /// What another cluster offers; `None`: it is gone.
+    Imports(Arc<str>, Option<Box<Imports>>),
 }
 
 /// The handle. Cheap to clone.
@@ -43,6 +47,7 @@ pub struct Fleet {
     view: Reader<View>,
     world: Reader<World>,
     revoked: Reader<BTreeSet<DeviceId>>,
+    offered: Reader<Offered>,
 }
 
 impl Fleet {
@@ -59,6 +64,17 @@ impl Fleet {
     /// Wakes when the set of revoked devices changes.
     pub fn revoked(&self) -> Reader<BTreeSet<DeviceId>> {
         self.revoked.clone()
+    }
+
+    /// Wakes when what other clusters may be told changes.
+    pub fn offered(&self) -> Reader<Offered> {
+        self.offered.clone()
+    }
+
+    /// Replaces what another cluster offers; `None` removes all of it.
+    pub async fn set_imports(&self, cluster: Arc<str>, imports: Option<Imports>) {
+        let event = Event::Imports(cluster, imports.map(Box::new));
+        let _ = self.events_tx.send(event).await; // the owner is gone: discovery stops
     }
 
     /// True if nothing of this device is to be trusted.

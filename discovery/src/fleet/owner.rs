@@ -9,6 +9,7 @@ use super::{
     dial,
     liveness::{Action, Liveness},
     memory::{self, Memory},
+    offers::{Offered, Offers},
     vips,
 };
 use crate::objects::{ObjectError, Objects};
@@ -59,6 +60,10 @@ pub struct OwnerConfig {
     pub memory_path: PathBuf,
     /// Where to remember the highest virtual address.
     pub vips_path: PathBuf,
+    /// Where to remember the virtual addresses of other clusters' services.
+    pub imported_vips_path: PathBuf,
+    /// Namespaces whose services are all exported; `*`: every one that is not reserved.
+    pub export_namespaces: BTreeSet<String>,
     /// Port that the witness dials; 15008 but in tests.
     pub witness_port: u16,
     /// Nobody is taken out by suspicion for so long after the start.
@@ -84,14 +89,14 @@ struct Entry {
     status: Option<serde_json::Value>,
 }
 
-struct Owner {
+pub(super) struct Owner {
     objects: Objects,
     settings: MeshSettings,
     memory_path: PathBuf,
     vips_path: PathBuf,
     vips_written: Option<Watermark>,
     witness_port: u16,
-    registry: Registry,
+    pub(super) registry: Registry,
     liveness: Liveness,
     /// Every object that was taken, so that a new listing shows what is gone.
     present: BTreeSet<ObjectName>,
@@ -110,6 +115,7 @@ struct Owner {
     view_tx: Publisher<View>,
     world_tx: Publisher<World>,
     revoked_tx: Publisher<BTreeSet<DeviceId>>,
+    pub(super) offers: Offers,
     dirty: Option<Dirty>,
     remember_at: Option<Instant>,
     retry_at: Option<Instant>,
@@ -137,11 +143,14 @@ pub async fn start(config: OwnerConfig, tasks: &TaskGroup) -> Result<Fleet, Obje
     let (view_tx, view) = published(View::default());
     let (world_tx, world) = published(World::empty());
     let (revoked_tx, revoked) = published(BTreeSet::new());
+    let (offered_tx, offered) = published(Offered::default());
     let mut registry = Registry::new(config.settings.clone());
     config
         .bundles
         .iter()
         .for_each(|(trust_domain, pem)| registry.set_bundle(trust_domain, pem));
+    registry.set_export_rules(config.export_namespaces);
+    let offers = Offers::open(offered_tx, config.imported_vips_path, &mut registry);
     let mut owner = Owner {
         registry,
         liveness: Liveness::new(now, config.start_grace),
@@ -162,6 +171,7 @@ pub async fn start(config: OwnerConfig, tasks: &TaskGroup) -> Result<Fleet, Obje
         view_tx,
         world_tx,
         revoked_tx,
+        offers,
         dirty: None,
         remember_at: None,
         retry_at: None,
@@ -193,6 +203,7 @@ pub async fn start(config: OwnerConfig, tasks: &TaskGroup) -> Result<Fleet, Obje
         view,
         world,
         revoked,
+        offered,
     })
 }
 
@@ -220,6 +231,7 @@ impl Owner {
                 self.publish_world();
             }
             self.publish_view();
+            self.offer(now);
             self.remember(now);
             let sleep = tokio::time::sleep_until(self.wake().into());
             tokio::select! {
@@ -253,6 +265,7 @@ impl Owner {
             self.damping.poll_timeout(),
             self.remember_at,
             self.retry_at,
+            self.offers.poll_timeout(),
         ]
         .into_iter()
         .flatten()
@@ -295,6 +308,11 @@ impl Owner {
                 endpoint,
                 found,
             } => self.liveness.handle_dialled(device, endpoint, found, now),
+            Event::Imports(cluster, imports) => {
+                let urgent = imports.is_none();
+                self.registry.set_imports(&cluster, imports.map(|imports| *imports));
+                self.mark(now, urgent);
+            }
         }
     }
 
@@ -350,6 +368,7 @@ impl Owner {
         if world.version != self.world_tx.load().version {
             self.world_tx.publish_arc(world);
         }
+        self.offers.changed(Instant::now());
     }
 
     fn publish_view(&mut self) {

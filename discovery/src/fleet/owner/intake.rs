@@ -26,6 +26,7 @@ impl Owner {
                 None => return,
                 Some(Some(Ok(event))) => {
                     match &event.change {
+                        Change::Put(stored) if !objects::is_resource(&stored.key) => {}
                         Change::Put(stored) => match objects::read(stored) {
                             Ok(resource) => self.upsert(resource, now),
                             Err(error) => tracing::error!(%error, "an object is left out"),

@@ -30,6 +30,9 @@ impl Owner {
             );
             by_object.entry(name).or_default().push(allocation);
         }
+        if !self.settle_imported() {
+            self.retry_at = Some(now + RETRY_INTERVAL);
+        }
         if by_object.is_empty() {
             return;
         }
@@ -66,7 +69,7 @@ impl Owner {
 
     /// Writes the highest addresses ever given, so that after a restart those of deleted objects are not given again
     /// soon. False: the disk refuses.
-    fn remember_vips(&mut self) -> bool {
+    pub(in crate::fleet) fn remember_vips(&mut self) -> bool {
         let watermark = self.registry.vip_watermark();
         if self.vips_written == Some(watermark) {
             return true;

@@ -1,0 +1,173 @@
+//! Joining: this cluster redeems an invite at another one. What fails leaves both sides as they were.
+
+use super::{Command, Federation, dial};
+use crate::refusal::Refusal;
+use std::time::{Duration, Instant};
+use tombolo_federation::limits::MESSAGE_BYTES_MAX;
+use tombolo_identity::{ConnectRefusal, pinned_client_config};
+use tombolo_proto::tombolo::federation::v1 as pb;
+use tombolo_proto::tombolo::federation::v1::federation_client::FederationClient;
+use tombolo_types::{Code, InviteToken, SpiffeId};
+
+/// The answer of the inviting side.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// The first stream to the inviting side; without it the join is taken back.
+const FIRST_CONTACT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Between two looks whether it is there.
+const LOOK: Duration = Duration::from_millis(50);
+/// Bytes of an answer: all records of a full set.
+const ANSWER_BYTES_MAX: usize = 64 * MESSAGE_BYTES_MAX;
+/// How a side says its mesh domain: services have one name everywhere only if it is the same.
+const MESH_DOMAIN: &str = "mesh-domain=";
+
+pub(super) fn mesh_domain_feature(mesh_domain: &str) -> String {
+    format!("{MESH_DOMAIN}{mesh_domain}")
+}
+
+/// Both sides call a service by the same name, or they do not join.
+pub(super) fn check_mesh_domain(ours: &str, features: &[String]) -> Result<(), Refusal> {
+    let theirs = features
+        .iter()
+        .find_map(|feature| feature.strip_prefix(MESH_DOMAIN));
+    match theirs {
+        Some(theirs) if theirs != ours => {
+            let theirs: String = theirs.chars().filter(|c| !c.is_control()).take(100).collect();
+            Err(Refusal::precondition(format_args!(
+                "the mesh domain is {ours} on one side and {theirs} on the other; clusters that join need the same one"
+            )))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn refusal_of(endpoint: &str, refusal: &ConnectRefusal) -> Refusal {
+    let code = match refusal {
+        ConnectRefusal::PinMismatch => Code::PinMismatch,
+        ConnectRefusal::NotDiscovery { .. } => Code::NotDiscovery,
+        _ => Code::ClockSkew,
+    };
+    Refusal::new(code, format_args!("{endpoint}: {refusal}"))
+}
+
+impl Federation {
+    /// Redeems an invite and waits for the first stream to the inviting cluster, whose name is returned. Cancelled or
+    /// refused before the answer, nothing was changed here; without a first stream everything is put back.
+    ///
+    /// # Errors
+    /// When the inviting side cannot be reached, is not the one that the token names, or refuses.
+    pub async fn join(&self, token: &InviteToken, share_trust_domain: bool) -> Result<String, Refusal> {
+        let mut worst: Option<Refusal> = None;
+        for endpoint in &token.endpoints {
+            match self.join_at(endpoint, token, share_trust_domain).await {
+                Ok(response) => return self.accept(response).await,
+                Err(Attempt::Refused(refusal)) => return Err(refusal),
+                // Somebody else's discovery is worse news than none.
+                Err(Attempt::NotThere(refusal)) if refusal.code == Some(Code::Unreachable) => {
+                    worst.get_or_insert(refusal);
+                }
+                Err(Attempt::NotThere(refusal)) => worst = Some(refusal),
+            }
+        }
+        Err(worst.unwrap_or_else(|| Refusal::new(Code::InviteMalformed, "it names no endpoint")))
+    }
+
+    async fn join_at(
+        &self,
+        endpoint: &str,
+        token: &InviteToken,
+        share_trust_domain: bool,
+    ) -> Result<pb::JoinResponse, Attempt> {
+        let discovery = SpiffeId::discovery(token.trust_domain.clone());
+        let pinned = pinned_client_config(token.root_pin, &discovery);
+        let (tls, roots) = pinned.map_err(|error| Attempt::NotThere(Refusal::internal(error)))?;
+        let connected = dial::connect(endpoint, &token.trust_domain, tls).await;
+        let (channel, exporter) = connected.map_err(|error| {
+            Attempt::NotThere(match roots.refusal() {
+                Some(refusal) => refusal_of(endpoint, &refusal),
+                None => Refusal::new(Code::Unreachable, format_args!("{endpoint}: {error}")),
+            })
+        })?;
+        let boxed = Box::new(token.clone());
+        let mut request = self
+            .ask(|reply| Command::PrepareJoin {
+                token: boxed,
+                exporter,
+                share_trust_domain,
+                reply,
+            })
+            .await
+            .map_err(Attempt::Refused)?;
+        request.features.push(mesh_domain_feature(&self.mesh_domain));
+        let mut client = FederationClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, client.join(request)).await;
+        let answer = answer.map_err(|_| {
+            let cause = format!("{endpoint}: no answer to the invite");
+            Attempt::NotThere(Refusal::new(Code::Unreachable, cause))
+        })?;
+        let response = answer.map_err(|status| {
+            // The inviting side's own coded message.
+            let refused = Refusal {
+                code: Code::find(status.message().split(' ').next().unwrap_or_default()),
+                status: status.code(),
+                message: status.message().chars().filter(|c| !c.is_control()).take(1000).collect(),
+            };
+            if status.code() == tonic::Code::Unavailable {
+                Attempt::NotThere(Refusal::new(Code::Unreachable, format_args!("{endpoint}: {refused}")))
+            } else {
+                Attempt::Refused(refused)
+            }
+        })?;
+        let response = response.into_inner();
+        check_mesh_domain(&self.mesh_domain, &response.features).map_err(Attempt::Refused)?;
+        Ok(response)
+    }
+
+    async fn accept(&self, response: pb::JoinResponse) -> Result<String, Refusal> {
+        let inviter = response.inviter.clone();
+        self.ask(|reply| Command::Accept(Box::new(response), reply)).await?;
+        let deadline = Instant::now() + FIRST_CONTACT_TIMEOUT;
+        let mut last = String::new();
+        while Instant::now() < deadline {
+            let shown = self.show().await?;
+            let member = shown
+                .members
+                .iter()
+                .find(|member| *member.status.member.record.cluster == *inviter);
+            if let Some(member) = member {
+                if member.status.connected {
+                    self.tell(Command::Settled).await?;
+                    return Ok(inviter);
+                }
+                last.clone_from(&member.dial_failure);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        self.ask(Command::Rollback).await?;
+        let cause = if last.is_empty() { "no stream came up".into() } else { last };
+        Err(Refusal::new(
+            Code::Unreachable,
+            format_args!("{inviter} admitted this cluster, and then: {cause}; everything was put back"),
+        ))
+    }
+}
+
+enum Attempt {
+    /// The next endpoint may do.
+    NotThere(Refusal),
+    /// No other endpoint would say anything else.
+    Refused(Refusal),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_name_everywhere() {
+        let feature = |domain: &str| vec!["x".to_owned(), mesh_domain_feature(domain)];
+        check_mesh_domain("mesh.internal", &feature("mesh.internal")).unwrap();
+        check_mesh_domain("mesh.internal", &[]).unwrap();
+        let refused = check_mesh_domain("mesh.internal", &feature("other.internal")).unwrap_err();
+        assert!(refused.message.contains("other.internal"), "{refused}");
+    }
+}

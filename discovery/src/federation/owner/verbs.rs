@@ -1,0 +1,262 @@
+//! What others ask of the owner.
+
+use super::{BTreeSet, Code, Command, Event, Now, Owner, Refusal, Shown, ShownMember, stopping, unix_ms};
+use crate::federation::{ClusterInvite, keep::{INVITES_MAX, hex}};
+use tombolo_federation::{Ed25519, Record};
+use tombolo_proto::tombolo::federation::v1 as pb;
+
+/// Used and expired invites are shown for so long.
+const INVITE_KEPT_MS: i64 = 8 * 24 * 3600 * 1000;
+
+impl Owner {
+    pub(super) async fn take(&mut self, command: Command) {
+        // Nobody waits for an answer any more when `send` fails: the caller has gone.
+        match command {
+            Command::Opened {
+                conn,
+                dialled,
+                trust_domain,
+                exporter,
+                outgoing,
+            } => {
+                if self.broken.is_some() {
+                    outgoing.closing.cancel();
+                    return;
+                }
+                if let Some(cluster) = &dialled {
+                    self.dial_failures.remove(cluster);
+                }
+                self.outgoing.insert(conn, outgoing);
+                self.feed(Event::Connected {
+                    conn,
+                    dialled,
+                    trust_domain,
+                    exporter,
+                })
+                .await;
+            }
+            Command::Received(conn, message) => {
+                let peer = self.core.connections().find(|(of, _)| *of == conn);
+                if let Some(cluster) = peer.and_then(|(_, peer)| peer.cloned()) {
+                    self.heard.insert(cluster, unix_ms());
+                }
+                if self.outgoing.contains_key(&conn) {
+                    self.feed(Event::Received {
+                        conn,
+                        message: *message,
+                    })
+                    .await;
+                }
+            }
+            Command::Closed(conn) => {
+                if self.outgoing.remove(&conn).is_some() {
+                    self.feed(Event::Closed { conn }).await;
+                }
+            }
+            Command::DialFailed(cluster, cause) => {
+                self.dial_failures.insert(cluster.clone(), cause);
+                self.feed(Event::DialFailed { cluster }).await;
+            }
+            Command::Redeem {
+                request,
+                exporter,
+                from,
+                reply,
+            } => drop(reply.send(self.redeem(&request, &exporter, from).await)),
+            Command::Invite {
+                id,
+                invite,
+                dry_run,
+                reply,
+            } => drop(reply.send(self.invite(id, &invite, dry_run).await)),
+            Command::RevokeInvite(name, reply) => {
+                drop(reply.send(self.keeper.delete_invite(&name).await.map_err(Refusal::from)));
+            }
+            Command::Invites(reply) => drop(reply.send(self.keeper.invites().await.map_err(Refusal::from))),
+            Command::PrepareJoin {
+                token,
+                exporter,
+                share_trust_domain,
+                reply,
+            } => {
+                let key = Ed25519::from_seed(&token.seed);
+                let made = self.core.join_request(&token, &key, &exporter, share_trust_domain);
+                drop(reply.send(made.map_err(Refusal::from)));
+            }
+            Command::Accept(response, reply) => drop(reply.send(self.accept(&response).await)),
+            Command::Rollback(reply) => drop(reply.send(self.rollback().await)),
+            Command::Settled => self.before_join = None,
+            Command::Remove(cluster, reply) => drop(reply.send(self.remove(&cluster).await)),
+            Command::Show(reply) => drop(reply.send(Ok(self.show()))),
+        }
+    }
+
+    fn usable(&self) -> Result<Now, Refusal> {
+        match self.broken {
+            None => Ok(self.now()),
+            Some(_) => Err(Refusal::busy("the store cannot be written at the moment; try again")),
+        }
+    }
+
+    /// Names that a cluster may not have: foreign networks are called after their cluster.
+    fn local_names(&self) -> BTreeSet<String> {
+        let settings = &self.config.settings;
+        let view = self.config.fleet.view();
+        let addresses = view.by_address.keys().map(|(network, _)| network.clone());
+        let offered = self.offered.load();
+        let gateways = offered.gateways.iter().map(|gateway| gateway.network.clone());
+        let own = [settings.network.clone(), settings.cluster_id.clone()];
+        addresses.chain(gateways).chain(own).collect()
+    }
+
+    fn check_name(&self, cluster: &str) -> Result<(), Refusal> {
+        if self.local_names().contains(cluster) {
+            return Err(Refusal::new(
+                Code::MemberExists,
+                format_args!("{cluster} is the name of a network of {} itself", self.config.cluster),
+            ));
+        }
+        Ok(())
+    }
+
+    async fn redeem(
+        &mut self,
+        request: &pb::JoinRequest,
+        exporter: &[u8; 32],
+        from: String,
+    ) -> Result<pb::JoinResponse, Refusal> {
+        let result = self.redeem_checked(request, exporter).await;
+        let cluster: String = request.cluster.chars().take(64).collect();
+        let (who, result_line) = match &result {
+            Ok(_) => (format!("cluster {cluster}"), Ok(())),
+            Err(refusal) => (crate::audit::ANONYMOUS.to_owned(), Err(refusal)),
+        };
+        let id: String = request.invite_id.iter().take(16).map(|b| format!("{b:02x}")).collect();
+        self.audit(who, from, "join", format!("Cluster {cluster} by invite {id}"), result_line);
+        result
+    }
+
+    async fn redeem_checked(
+        &mut self,
+        request: &pb::JoinRequest,
+        exporter: &[u8; 32],
+    ) -> Result<pb::JoinResponse, Refusal> {
+        let now = self.usable()?;
+        let unknown = || Refusal::new(Code::InviteUnknown, "");
+        let id: [u8; 16] = request.invite_id.as_slice().try_into().map_err(|_| unknown())?;
+        let stored = self.keeper.invite(&id).await?.ok_or_else(unknown)?;
+        let invite = stored.to_core(id).ok_or_else(unknown)?;
+        let (response, actions) = self.core.redeem(&invite, request, exporter, now)?;
+        if self.act(actions).await {
+            // The joining side comes with a certificate by these roots next.
+            self.trust();
+            Ok(response)
+        } else {
+            Err(Refusal::busy("the store cannot be written at the moment; try again"))
+        }
+    }
+
+    async fn invite(&mut self, id: [u8; 16], invite: &ClusterInvite, dry_run: bool) -> Result<(), Refusal> {
+        let now = self.usable()?;
+        self.check_name(&invite.cluster)?;
+        let core = invite
+            .to_core(id)
+            .ok_or_else(|| Refusal::invalid("the invite names no trust domain, or namespaces that are none"))?;
+        let shares_ours = core.share_trust_domain && core.trust_domain == self.config.settings.trust_domain;
+        if shares_ours && !dry_run {
+            let actions = self.core.set_share_trust_domain(true, now)?;
+            if !self.act(actions).await {
+                return Err(stopping());
+            }
+        }
+        if !(shares_ours && dry_run) {
+            self.core
+                .check_invite(&core.cluster, &core.trust_domain, core.share_trust_domain)?;
+        }
+        let all = self.keeper.invites().await?;
+        if all.len() >= INVITES_MAX {
+            return Err(Refusal::busy(format_args!("there are {INVITES_MAX} invites; revoke some")));
+        }
+        if dry_run {
+            return Ok(());
+        }
+        for (name, old) in all {
+            if old.expires_unix_ms + INVITE_KEPT_MS < now.unix_ms {
+                self.keeper.delete_invite(&name).await?;
+            }
+        }
+        self.keeper.add_invite(&id, invite).await?;
+        tracing::info!(cluster = %invite.cluster, invite = hex(&id), "a cluster is invited");
+        Ok(())
+    }
+
+    async fn accept(&mut self, response: &pb::JoinResponse) -> Result<(), Refusal> {
+        let now = self.usable()?;
+        for signed in &response.records {
+            if let Ok(record) = Record::decode(&signed.body)
+                && !record.removed
+                && *record.cluster != *self.config.cluster
+            {
+                self.check_name(&record.cluster)?;
+            }
+        }
+        let before = self.keeper.load().await.map_err(Refusal::from)?;
+        let actions = self.core.accept(response, now)?;
+        self.before_join = Some(before);
+        if self.act(actions).await {
+            Ok(())
+        } else {
+            Err(Refusal::busy("the store cannot be written at the moment; try again"))
+        }
+    }
+
+    /// Takes a join back of which nothing came.
+    async fn rollback(&mut self) -> Result<(), Refusal> {
+        let Some(before) = self.before_join.take() else {
+            return Ok(());
+        };
+        let restored = self.keeper.restore(&before).await;
+        self.restart().await;
+        restored.map_err(Refusal::from)
+    }
+
+    async fn remove(&mut self, cluster: &str) -> Result<(), Refusal> {
+        let now = self.usable()?;
+        let actions = if cluster == self.config.cluster {
+            self.core.leave(now)?
+        } else {
+            self.core.remove(cluster, now)?
+        };
+        if self.act(actions).await {
+            Ok(())
+        } else {
+            Err(Refusal::busy("the store cannot be written at the moment; try again"))
+        }
+    }
+
+    fn show(&self) -> Shown {
+        let world = self.core.world();
+        let (exports, seq) = self.core.exports();
+        let members = self.core.members().into_iter().map(|status| {
+            let cluster = &status.member.record.cluster;
+            let gateways = world.clusters.get(cluster).map_or(0, |imports| imports.gateways.len());
+            let refused = self.refused.get(cluster).into_iter().flatten();
+            ShownMember {
+                heard_unix_ms: self.heard.get(cluster).copied().unwrap_or_default(),
+                gateways,
+                refused: refused.map(|(_, refused)| refused.clone()).collect(),
+                dial_failure: self.dial_failures.get(cluster).cloned().unwrap_or_default(),
+                status,
+            }
+        });
+        Shown {
+            own: self.config.cluster.clone(),
+            trust_domain: self.config.settings.trust_domain.clone(),
+            members: members.collect(),
+            exported: exports.services.len(),
+            seq,
+            endpoints: super::endpoints(&self.config, &self.offered.load()),
+            version: env!("CARGO_PKG_VERSION").into(),
+        }
+    }
+}
