@@ -7,6 +7,7 @@ packages-setup:
 
 packages: build packages-setup
 	@./packaging/build.sh
+	@./packaging/arm64.sh
 
 repo: packages
 	@TOMBOLO_SIGNING_KEY="$(SIGNING_KEY)" ./packaging/repo.sh

@@ -31,12 +31,19 @@ const PROOFS: &[(&str, Proof)] = &[
     ("ExecReload", Reason("the upgrade suite reloads")),
     ("User", Holds("test \"$(id -u)\" != 0")),
     ("Group", Holds("test \"$(id -g)\" != 0")),
+    (
+        "SupplementaryGroups",
+        Reason("dnsmasq_and_unbound_get_a_file_of_their_own_and_give_it_back reads owner and group of the file"),
+    ),
     ("RuntimeDirectory", Reason("the_sandbox_holds writes there")),
     (
         "RuntimeDirectoryMode",
         Reason("only_root_and_the_admin_group_are_served: the socket checks who asks"),
     ),
-    ("RuntimeDirectoryPreserve", Reason("the upgrade suite reloads")),
+    (
+        "RuntimeDirectoryPreserve",
+        Reason("what_goes_wrong_at_a_reload_and_after_it: the next process finds the one before"),
+    ),
     ("StateDirectory", Reason("the_sandbox_holds writes there")),
     (
         "StateDirectoryMode",
@@ -62,7 +69,7 @@ const PROOFS: &[(&str, Proof)] = &[
     ("TimeoutStopSec", Reason("longer than drain_seconds")),
     (
         "KillMode",
-        Reason("the drain is the main process's own; what is left is killed"),
+        Reason("what_goes_wrong_at_a_reload_and_after_it kills the main process; what is open goes on"),
     ),
     ("FileDescriptorStoreMax", Reason("the upgrade suite reloads")),
     (

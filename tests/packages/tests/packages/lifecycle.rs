@@ -222,6 +222,20 @@ fn an_upgrade_keeps_the_member_and_the_administrators_word() -> Result<()> {
     caller.apt("install tombolo-agent")?;
     ensure!(caller.ok("sha256sum /var/lib/tombolo/agent/device.key")? == key);
     ensure!(caller.until(&call(&vip))? == "callee");
+
+    // Back to the version before: not by accident, and the same member with the same settings.
+    caller.add_repository(revision(1)?)?;
+    let older = "tombolo=$(apt-cache policy tombolo | awk '/Candidate/ {print $2}' | sed 's/-[0-9]*$/-1/')";
+    let older = format!("{older} {}", older.replace("tombolo=", "tombolo-agent="));
+    let refused = caller.apt(&format!("install {older}"));
+    ensure!(refused.is_err(), "apt went back unasked");
+    caller.apt(&format!("install --allow-downgrades {older}"))?;
+    let version = caller.ok("dpkg-query -W -f '${Version}' tombolo-agent")?;
+    ensure!(version.ends_with("-1"), "{version}");
+    ensure!(caller.ok("sha256sum /var/lib/tombolo/agent/device.key")? == key);
+    ensure!(caller.until(&call(&vip))? == "callee");
+    let exe = caller.ok(&format!("readlink /proc/{}/exe", caller.pid("tombolo-agent")?))?;
+    ensure!(exe == "/usr/bin/tombolo-agent", "{exe}");
     caller
         .ok("grep -q '^probes: false' /etc/tombolo/agent.yaml")
         .map(drop)

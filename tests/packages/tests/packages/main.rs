@@ -3,6 +3,7 @@
 //! One binary, one module per concern. Needs root, the release build and what `packaging/setup.sh` installs.
 
 mod contents;
+mod guard;
 mod hardening;
 mod install;
 mod lifecycle;
@@ -11,6 +12,7 @@ mod resolvers;
 mod rpm;
 mod scripts;
 mod troubles;
+mod upgrade;
 
 /// Leaves a test with SKIPPED where the suite cannot run.
 macro_rules! needs_machines {

@@ -9,12 +9,15 @@ pub(crate) const NAME: &str = "catalog.shop.svc.mesh.internal";
 const FILES: &str = "sha256sum /etc/resolv.conf /etc/nsswitch.conf /etc/hosts; readlink /etc/resolv.conf; nft -s list ruleset; \
                      iptables-save | sed '/^#/d'";
 
-/// 1,000 names that nobody has asked for before; gives how many were not found.
+/// 1,000 names that nobody has asked for before; gives how many were not found. Ten of them by a program each, the
+/// others by one: a thousand starts take a minute where the lookups take a second.
 fn lookups(machine: &Machine, round: &str) -> Result<u32> {
+    let answer = Upstream::ANSWER;
     let line = format!(
-        "bad=0; for i in $(seq 1000); do \
-         [ \"$(getent ahostsv4 n$i.{round}.example.net | head -1 | cut -d' ' -f1)\" = {} ] || bad=$((bad+1)); done; echo $bad",
-        Upstream::ANSWER
+        "bad=0; for i in $(seq 10); do \
+         [ \"$(getent ahostsv4 n$i.{round}.example.net | head -1 | cut -d' ' -f1)\" = {answer} ] || bad=$((bad+1)); done; \
+         more=$(perl -MSocket -e 'for (11..1000) {{ my $a = gethostbyname(\"n$_.{round}.example.net\"); \
+         $bad++ unless $a && inet_ntoa($a) eq \"{answer}\" }} print $bad + 0'); echo $((bad + more))"
     );
     Ok(machine.ok(&line)?.parse()?)
 }

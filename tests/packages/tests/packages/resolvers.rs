@@ -235,6 +235,19 @@ fn a_plain_resolv_conf_with_its_owners_word() -> Result<()> {
     ensure!(vm.ok(RESOLV_FILES)? == files, "down is not the way back");
     vm.ok("tombolo up")?;
     both(&vm, &vip, "up-once-more")?;
+    // The package goes while the file is ours.
+    let drop_in = "/etc/systemd/system/tombolo-netd.service.d";
+    vm.ok(&format!("ls {drop_in}"))?;
+    vm.apt("remove tombolo-agent")?;
+    ensure!(vm.ok(RESOLV_FILES)? == files, "removal is not the way back");
+    ensure!(
+        !vm.sh(&format!("ls {drop_in}"))?.ok(),
+        "the drop-in outlives the package"
+    );
+    ensure!(lookup("removed")? < Duration::from_millis(700));
+    vm.apt("install tombolo-agent")?;
+    vm.ok("tombolo up")?;
+    both(&vm, &vip, "installed")?;
     vm.ok("tombolo leave")?;
     ensure!(vm.ok(RESOLV_FILES)? == files);
     ensure!(

@@ -53,7 +53,8 @@ fn install_upgrade_and_erase() -> Result<()> {
     vm.ok("grep -q 'workers: 1' /etc/tombolo/agent.yaml && test -e /var/lib/tombolo/agent/keep")?;
 
     vm.ok("rpm -e --nodeps tombolo-agent tombolo-discovery tombolo")?;
-    ensure!(!vm.sh("pgrep -l tombolo")?.ok());
+    let left = vm.sh("ps -o pid,etimes,args -C tombolo-agent,tombolo-netd")?;
+    ensure!(!left.ok(), "{}\n{}", left.text(), vm.journal());
     for unit in AGENT_UNITS {
         ensure!(
             vm.property(unit, "LoadState")? != "loaded",
