@@ -8,14 +8,15 @@ use std::{
 };
 use tokio::time::timeout;
 use tombolo_authz::{Action, Connection, Verdict, decide};
+use tombolo_config::nearest;
 use tombolo_control_client::{Problem, host};
-use tombolo_dataplane::ProbeResult;
+use tombolo_dataplane::{CallError, GatewayTry, ProbeResult};
 use tombolo_destination::{Destination, Index as _, Service, Workload, resolve};
 use tombolo_dns::Names as _;
 use tombolo_proto::tombolo::agent::v1::{Finding, Hop, WhyResponse};
 use tombolo_snapshot::Snapshot;
-use tombolo_tunnel::{OpenError, TlsError};
-use tombolo_types::{Code, SpiffeId};
+use tombolo_tunnel::{OpenError, ThroughError, TlsError};
+use tombolo_types::{Code, SpiffeId, networks};
 use tonic::Status;
 
 /// The host's resolver may be the very thing that is broken.
@@ -23,7 +24,15 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 /// All endpoints are tried at once, each within the data path's own limits.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(15);
 /// The hops, in their order.
-const HOPS: [&str; 6] = ["name", "vip", "policy", "endpoint", "tls", "application"];
+const HOPS: [&str; 7] = [
+    "name",
+    "vip",
+    "policy",
+    "endpoint",
+    "gateway",
+    "tls",
+    "application",
+];
 /// Endpoints named in one line.
 const NAMED_MAX: usize = 5;
 
@@ -175,7 +184,9 @@ fn name(
             walk.ok(format!("{host} is {vip}"));
             return Some(*vip);
         }
-        walk.broken(Code::NameUnknown, format!("{host}: {told}"), None);
+        let meant = nearest_host(world, host);
+        let meant = meant.map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
+        walk.broken(Code::NameUnknown, format!("{host}: {told}{meant}"), None);
         return None;
     };
     let vips: Vec<IpAddr> = known
@@ -212,6 +223,32 @@ fn name(
             None
         }
     }
+}
+
+/// The name that was probably meant: another service beside it, or the same service elsewhere. Only the first label is
+/// compared, else the domain that all names share would make them all alike.
+fn nearest_host(world: &Snapshot, host: &str) -> Option<String> {
+    let own = &world.own().namespace;
+    let (label, parent) = host.split_once('.').unwrap_or((host, ""));
+    let visible: Vec<(&str, &str)> = world
+        .services()
+        .map(|service| service.hostname.as_str())
+        .filter(|known| world.find(known, own).is_some())
+        .filter_map(|known| known.split_once('.'))
+        .collect();
+    let beside = visible.iter().filter(|(_, of)| {
+        if parent.is_empty() {
+            of.split('.').next() == Some(own)
+        } else {
+            *of == parent
+        }
+    });
+    if let Some(meant) = nearest(label, beside.clone().map(|(known, _)| *known)) {
+        let (known, of) = beside.into_iter().find(|(known, _)| *known == meant)?;
+        return Some(format!("{known}.{of}"));
+    }
+    let same = visible.iter().filter(|(known, _)| *known == label);
+    same.map(|(known, of)| format!("{known}.{of}")).min()
 }
 
 fn virtual_address(walk: &mut Walk, world: &Snapshot, vip: IpAddr, port: u16) -> Option<Arc<Service>> {
@@ -284,6 +321,17 @@ impl Endpoints {
             usable: resolve(world, &world.source(), vip, port),
         }
     }
+
+    /// Where an endpoint serves, as far as that is known: one behind a gateway may have no address.
+    fn target(&self, workload: &Workload) -> SocketAddr {
+        let port = self.all.iter().find(|(one, _)| one.uid == workload.uid);
+        let address = workload.addresses.first().copied();
+        (
+            address.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
+            port.map_or(0, |(_, port)| *port),
+        )
+            .into()
+    }
 }
 
 /// What the policies that this host holds say of it as the caller.
@@ -296,7 +344,12 @@ fn policy(walk: &mut Walk, world: &Snapshot, source: Option<&SpiffeId>, endpoint
         Ok(destination) => destination
             .candidates
             .iter()
-            .map(|c| (&c.workload, c.address))
+            // What holds in another cluster is not known here.
+            .filter(|c| !c.workload.is_split_horizon())
+            .map(|c| match c.via {
+                None => (&c.workload, c.address),
+                Some(_) => (&c.workload, endpoints.target(&c.workload)),
+            })
             .collect(),
         Err(_) => {
             let address = |workload: &Workload| {
@@ -314,7 +367,10 @@ fn policy(walk: &mut Walk, world: &Snapshot, source: Option<&SpiffeId>, endpoint
         }
     };
     if targets.is_empty() {
-        walk.skip("there is no endpoint");
+        walk.skip(match &endpoints.usable {
+            Ok(_) => "the endpoints are in other clusters, which decide themselves",
+            Err(_) => "there is no endpoint",
+        });
         return;
     }
     let own = host::addresses(Some(world.plan()));
@@ -368,13 +424,38 @@ fn policy(walk: &mut Walk, world: &Snapshot, source: Option<&SpiffeId>, endpoint
 fn usable<'a>(walk: &mut Walk, endpoints: &'a Endpoints) -> Option<&'a Destination> {
     match &endpoints.usable {
         Ok(destination) => {
-            let names = destination
-                .candidates
-                .iter()
-                .map(|c| format!("{} ({})", c.workload.name, c.address));
+            let names = destination.candidates.iter().map(|c| match &c.via {
+                None => format!("{} ({})", c.workload.name, c.address),
+                Some(via) => format!("those in {}", network(&via.network)),
+            });
             let (usable, all) = (destination.candidates.len(), endpoints.all.len());
-            walk.ok(format!("{usable} of {all} can take it: {}", list(names)));
+            let which = list(names);
+            walk.ok(if destination.candidates.iter().any(|c| c.via.is_some()) {
+                format!("of {all} known these can take it: {which}")
+            } else {
+                format!("{usable} of {all} can take it: {which}")
+            });
             Some(destination)
+        }
+        Err(reject) if reject.reason == "no_valid_destination" => {
+            let mut networks: Vec<_> = endpoints
+                .all
+                .iter()
+                .filter(|(workload, _)| workload.healthy)
+                .map(|(workload, _)| network(&workload.network))
+                .collect();
+            networks.sort_unstable();
+            networks.dedup();
+            walk.ok(format!(
+                "of {} known none is in this network",
+                endpoints.all.len()
+            ));
+            walk.broken(
+                Code::GatewayUnreachable,
+                format!("no gateway is known that leads into {}", list(networks)),
+                Some("enrol one there: tombolo token create --gateway".to_owned()),
+            );
+            None
         }
         Err(reject) => {
             let sick = endpoints
@@ -388,6 +469,18 @@ fn usable<'a>(walk: &mut Walk, endpoints: &'a Endpoints) -> Option<&'a Destinati
             } else {
                 format!("; unhealthy: {sick}")
             };
+            let names = || {
+                let nowhere = endpoints
+                    .all
+                    .iter()
+                    .filter(|(workload, _)| workload.addresses.is_empty() && !workload.hostname.is_empty());
+                nowhere.map(|(workload, _)| &workload.hostname)
+            };
+            if !endpoints.all.is_empty() && names().count() == endpoints.all.len() {
+                let cause = format!("nobody looks them up here: {}", list(names()));
+                walk.broken(Code::EndpointNames, cause, None);
+                return None;
+            }
             walk.broken(
                 Code::NoEndpoint,
                 format!("{} endpoints known, {reject}{sick}", endpoints.all.len()),
@@ -398,16 +491,59 @@ fn usable<'a>(walk: &mut Walk, endpoints: &'a Endpoints) -> Option<&'a Destinati
     }
 }
 
+/// A network as people call it.
+fn network(name: &str) -> String {
+    let home = networks::home_of(name);
+    match (home, networks::is_outbound(name)) {
+        ("", false) => "the default network".to_owned(),
+        ("", true) => "the default network, dialling out only".to_owned(),
+        (home, false) => format!("network {home}"),
+        (home, true) => format!("network {home}, dialling out only"),
+    }
+}
+
 /// How far a failure came: the farthest one says most about what is wrong.
-const fn progress(error: &OpenError) -> u8 {
-    if matches!(error, OpenError::Status(_)) {
-        3
-    } else if matches!(error, OpenError::Reset(_) | OpenError::Protocol(_)) {
-        2
-    } else if matches!(error, OpenError::Tls(_)) {
-        1
-    } else {
-        0
+fn progress(error: &CallError) -> u8 {
+    let far = |error: &OpenError| {
+        if matches!(error, OpenError::Status(_)) {
+            3
+        } else if matches!(error, OpenError::Reset(_) | OpenError::Protocol(_)) {
+            2
+        } else if matches!(error, OpenError::Tls(_)) {
+            1
+        } else {
+            0
+        }
+    };
+    match error {
+        CallError::Through(ThroughError::Gateway(error)) => far(error),
+        CallError::Direct(error) | CallError::Through(ThroughError::Endpoint(error)) => 4 + far(error),
+        _ => 0,
+    }
+}
+
+/// The gateways that were tried and what they said.
+fn tried(gateways: &[GatewayTry]) -> String {
+    list(gateways.iter().map(|tried| match &tried.outcome {
+        Ok(()) => format!("{}: passes the call on", tried.gateway),
+        Err(ThroughError::Gateway(error)) => format!("{}: {error}", tried.gateway),
+        Err(error) => format!("{}: passes the call on; then {error}", tried.gateway),
+    }))
+}
+
+/// The hop before the endpoint's own TLS, where that was reached.
+fn passed(walk: &mut Walk, result: &ProbeResult) {
+    match &result.candidate.via {
+        None => walk.skip("the endpoint is in this network"),
+        Some(via) => walk.ok(format!("{}: {}", network(&via.network), tried(&result.gateways))),
+    }
+}
+
+/// Where an endpoint is, for people.
+fn place(result: &ProbeResult) -> String {
+    match &result.candidate.via {
+        None => result.candidate.address.to_string(),
+        Some(via) => format!("{} in {}", via.authority, network(&via.network)),
     }
 }
 
@@ -419,6 +555,7 @@ fn peers(walk: &mut Walk, world: &Snapshot, results: &[ProbeResult]) {
     };
     let accepted: Vec<_> = results.iter().filter(|result| result.outcome.is_ok()).collect();
     if let Some(first) = accepted.first() {
+        passed(walk, first);
         let who = first.peer.as_ref().map_or_else(
             || "it is not in the mesh: plain TCP".to_owned(),
             ToString::to_string,
@@ -435,13 +572,11 @@ fn peers(walk: &mut Walk, world: &Snapshot, results: &[ProbeResult]) {
         } else {
             format!(" (not: {rest})")
         };
-        walk.ok(format!(
-            "{} accepts the connection{rest}",
-            first.candidate.address
-        ));
+        walk.ok(format!("{} accepts the connection{rest}", place(first)));
         return;
     }
     let Some((result, error)) = failures().max_by_key(|(_, error)| progress(error)) else {
+        walk.skip("");
         walk.broken(
             Code::EndpointUnreachable,
             format!("no answer within {} s", PROBE_TIMEOUT.as_secs()),
@@ -449,35 +584,75 @@ fn peers(walk: &mut Walk, world: &Snapshot, results: &[ProbeResult]) {
         );
         return;
     };
+    if let CallError::Through(ThroughError::Gateway(error)) = error {
+        gateway_failed(walk, result, error);
+        return;
+    }
+    passed(walk, result);
     let all = || {
-        list(
-            failures()
-                .map(|(r, error)| format!("{} ({}): {error}", r.candidate.workload.name, r.candidate.hbone)),
-        )
+        list(failures().map(|(r, error)| match r.candidate.via {
+            None => format!("{} ({}): {error}", r.candidate.workload.name, r.candidate.hbone),
+            Some(_) => format!("{}: {error}", place(r)),
+        }))
     };
-    if let OpenError::Status(code) = error {
-        refused(walk, world, result, *code);
-    } else if let OpenError::Tls(TlsError::NoIdentity) = error {
-        walk.broken(Code::CertificateExpired, error.to_string(), None);
-    } else if let OpenError::Tls(_) = error {
-        walk.broken(Code::PeerIdentity, all(), None);
-    } else {
-        walk.broken(Code::EndpointUnreachable, all(), None);
+    match error.open_error() {
+        Some(OpenError::Status(code)) => refused(walk, world, result, *code),
+        Some(error @ OpenError::Tls(TlsError::NoIdentity)) => {
+            walk.broken(Code::CertificateExpired, error.to_string(), None);
+        }
+        Some(OpenError::Tls(_)) => walk.broken(Code::PeerIdentity, all(), None),
+        Some(_) | None => walk.broken(Code::EndpointUnreachable, all(), None),
+    }
+}
+
+/// No gateway has passed the call on: that it is not the endpoint's fault is half of the answer.
+fn gateway_failed(walk: &mut Walk, result: &ProbeResult, error: &OpenError) {
+    let where_to = result
+        .candidate
+        .via
+        .as_ref()
+        .map_or_else(String::new, |via| format!("{}: ", network(&via.network)));
+    let cause = format!("{where_to}{}", tried(&result.gateways));
+    match error {
+        OpenError::Status(401 | 403) => {
+            let cause = format!("{cause} (the gateway asks the endpoint's policies before it dials)");
+            walk.broken(Code::PolicyDenies, cause, None);
+        }
+        OpenError::Status(_) => walk.broken(Code::GatewayRefuses, cause, None),
+        OpenError::Tls(TlsError::NoIdentity) => {
+            walk.broken(Code::CertificateExpired, error.to_string(), None);
+        }
+        OpenError::Tls(_) => walk.broken(
+            Code::PeerIdentity,
+            format!("gateway of {cause}"),
+            Some(
+                "The address was reused, or somebody poses as the gateway: tombolo vm list -n tombolo-system"
+                    .to_owned(),
+            ),
+        ),
+        _ => walk.broken(Code::GatewayUnreachable, cause, None),
     }
 }
 
 /// The endpoint proved itself and said no.
 fn refused(walk: &mut Walk, world: &Snapshot, result: &ProbeResult, status: u16) {
-    let (name, address) = (&result.candidate.workload.name, result.candidate.address);
+    let address = result.candidate.address;
+    let place = place(result);
+    // A record of another network stands for all endpoints there.
+    let name = match result.candidate.via {
+        None => result.candidate.workload.name.to_string(),
+        Some(_) => "an endpoint".to_owned(),
+    };
     let who = result
         .peer
         .as_ref()
         .map_or_else(String::new, |peer| format!(": {peer}"));
     walk.ok(format!("{name} answers{who}"));
     // By address: an endpoint written in a ServiceEntry is another record of the same host.
-    let own = world
-        .own_workload()
-        .is_some_and(|own| own.addresses.contains(&address.ip()));
+    let own = result.candidate.via.is_none()
+        && world
+            .own_workload()
+            .is_some_and(|own| own.addresses.contains(&address.ip()));
     let port = address.port();
     let declared = world
         .exposure()
@@ -494,9 +669,8 @@ fn refused(walk: &mut Walk, world: &Snapshot, result: &ProbeResult, status: u16)
             format!("this host itself is the endpoint; port {port}"),
         ),
         503 => {
-            let cause = format!(
-                "{name} answered 503: nothing listens at {address}, or the port is not declared there"
-            );
+            let cause =
+                format!("{name} answered 503: nothing listens at {place}, or the port is not declared there");
             (Code::ApplicationRefuses, cause)
         }
         other => (Code::ApplicationRefuses, format!("{name} answered {other}")),

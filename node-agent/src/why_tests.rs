@@ -1,5 +1,5 @@
 use super::*;
-use tombolo_proto::{istio::security, istio::workload as wire, pack, type_url, xds::Resource};
+use tombolo_proto::{istio::security, istio::workload as wire, pack, tombolo::v1, type_url, xds::Resource};
 use tombolo_snapshot::Own;
 use tombolo_types::AddressPlan;
 
@@ -22,7 +22,7 @@ fn bytes(address: &str) -> Vec<u8> {
     }
 }
 
-fn workload(name: &str, address: &str, healthy: bool) -> Resource {
+fn workload_record(name: &str) -> wire::Workload {
     let uid = format!("Kubernetes/networking.istio.io/WorkloadEntry/shop/{name}");
     let ports = wire::PortList {
         ports: vec![wire::Port {
@@ -31,31 +31,37 @@ fn workload(name: &str, address: &str, healthy: bool) -> Resource {
             app_protocol: 0,
         }],
     };
-    let workload = wire::Workload {
-        uid: uid.clone(),
+    wire::Workload {
+        uid,
         name: name.into(),
         namespace: "shop".into(),
-        addresses: vec![bytes(address)],
         trust_domain: "mesh.example".into(),
         service_account: "catalog".into(),
         tunnel_protocol: wire::TunnelProtocol::Hbone.into(),
-        status: if healthy {
-            wire::WorkloadStatus::Healthy
-        } else {
-            wire::WorkloadStatus::Unhealthy
-        }
-        .into(),
         services: [(format!("shop/{HOST}"), ports)].into_iter().collect(),
         cluster_id: "Kubernetes".into(),
         authorization_policies: vec![],
         ..Default::default()
-    };
+    }
+}
+
+fn as_resource(workload: wire::Workload) -> Resource {
+    let uid = workload.uid.clone();
     resource(
         &uid,
         &wire::Address {
             r#type: Some(wire::address::Type::Workload(workload)),
         },
     )
+}
+
+fn workload(name: &str, address: &str, healthy: bool) -> Resource {
+    let mut workload = workload_record(name);
+    workload.addresses = vec![bytes(address)];
+    if !healthy {
+        workload.status = wire::WorkloadStatus::Unhealthy.into();
+    }
+    as_resource(workload)
 }
 
 fn service() -> Resource {
@@ -184,6 +190,39 @@ fn the_first_broken_hop_is_named() {
 }
 
 #[test]
+fn a_slip_of_a_name_is_answered_with_the_name() {
+    let world = world(vec![], vec![]);
+    let meant = |host: &str| nearest_host(&world, host);
+    for slip in [
+        "catlog.shop.svc.mesh.internal",
+        "catlog",
+        "catalog.shpo.svc.mesh.internal",
+        "catalog.elsewhere.svc.mesh.internal",
+    ] {
+        assert_eq!(meant(slip).as_deref(), Some(HOST), "{slip}");
+    }
+    for other in ["nothing.shop.svc.mesh.internal", "example.org", ""] {
+        assert_eq!(meant(other), None, "{other}");
+    }
+}
+
+#[test]
+fn endpoints_that_are_names_are_no_endpoints() {
+    let named = |name: &str| {
+        let mut workload = workload_record(name);
+        (workload.addresses, workload.hostname) = (vec![], format!("{name}.example.org"));
+        as_resource(workload)
+    };
+    let here = || Ok(vec![vip()]);
+    let names = world(vec![named("db-1"), named("db-2")], vec![]);
+    assert_eq!(hops(&names, HOST, 80, here()), "ok ok ok TMB0410");
+    let mixed = vec![named("db-1"), workload("catalog-1", "10.0.0.1", true)];
+    assert_eq!(hops(&world(mixed, vec![]), HOST, 80, here()), "ok ok ok ok");
+    let sick = vec![named("db-1"), workload("catalog-1", "10.0.0.1", false)];
+    assert_eq!(hops(&world(sick, vec![]), HOST, 80, here()), "ok ok ok TMB0405");
+}
+
+#[test]
 fn a_policy_is_named_with_the_command_that_shows_it() {
     let world = world(vec![workload("catalog-1", "10.0.0.1", true)], vec![deny()]);
     let service = Arc::clone(world.service_by_address(vip()).unwrap());
@@ -204,55 +243,138 @@ fn what_endpoints_answer() {
     let destination = resolve(&world, &world.source(), vip(), 80).unwrap();
     let candidate = destination.candidates[0].clone();
     let peer: SpiffeId = "spiffe://mesh.example/ns/shop/sa/catalog".parse().unwrap();
-    let timeout = || OpenError::Timeout(Duration::from_secs(1));
-    let words = |outcomes: Vec<Result<(), OpenError>>| {
-        let results: Vec<_> = outcomes
-            .into_iter()
-            .map(|outcome| ProbeResult {
-                candidate: candidate.clone(),
-                outcome,
-                peer: Some(peer.clone()),
-            })
-            .collect();
-        let mut walk = Walk {
-            hops: vec![Hop::default(); 4],
-            broken: false,
+    let timeout = || CallError::from(OpenError::Timeout(Duration::from_secs(1)));
+    let direct = |error: OpenError| Err(CallError::from(error));
+    let words = |outcomes: Vec<Result<(), CallError>>| {
+        let result = |outcome| ProbeResult {
+            candidate: candidate.clone(),
+            outcome,
+            peer: Some(peer.clone()),
+            gateways: vec![],
         };
-        peers(&mut walk, &world, &results);
-        let answer = walk.finish();
-        let word = |hop: &Hop| {
-            hop.finding
-                .as_ref()
-                .map_or(hop.result.clone(), |finding| finding.code.clone())
-        };
-        format!(
-            "{} {} {}",
-            word(&answer.hops[4]),
-            word(&answer.hops[5]),
-            answer.reachable
-        )
+        judged(&world, &outcomes.into_iter().map(result).collect::<Vec<_>>()).0
     };
-    assert_eq!(words(vec![Ok(())]), "ok ok true");
-    assert_eq!(words(vec![Err(timeout()), Ok(())]), "ok ok true");
-    assert_eq!(words(vec![Err(timeout())]), "TMB0406 skipped false");
+    assert_eq!(words(vec![Ok(())]), "skipped ok ok");
+    assert_eq!(words(vec![Err(timeout()), Ok(())]), "skipped ok ok");
+    assert_eq!(words(vec![Err(timeout())]), "skipped TMB0406 skipped");
     assert_eq!(
-        words(vec![Err(OpenError::Status(503)), Err(timeout())]),
-        "ok TMB0408 false"
+        words(vec![direct(OpenError::Status(503)), Err(timeout())]),
+        "skipped ok TMB0408"
     );
-    assert_eq!(words(vec![Err(OpenError::Status(401))]), "ok TMB0404 false");
+    assert_eq!(words(vec![direct(OpenError::Status(401))]), "skipped ok TMB0404");
     assert_eq!(
-        words(vec![Err(OpenError::Tls(TlsError::NoIdentity))]),
-        "TMB0303 skipped false"
+        words(vec![direct(OpenError::Tls(TlsError::NoIdentity))]),
+        "skipped TMB0303 skipped"
     );
     let wrong = tombolo_identity::PeerRefusal::WrongIdentity {
         expected: vec![peer.clone()],
         seen: vec![],
     };
     assert_eq!(
-        words(vec![Err(timeout()), Err(OpenError::Tls(TlsError::Peer(wrong)))]),
-        "TMB0407 skipped false"
+        words(vec![
+            Err(timeout()),
+            direct(OpenError::Tls(TlsError::Peer(wrong)))
+        ]),
+        "skipped TMB0407 skipped"
     );
-    assert_eq!(words(vec![]), "TMB0406 skipped false");
+    assert_eq!(words(vec![]), "skipped TMB0406 skipped");
+}
+
+/// The last three hops, and the cause and next step of the broken one.
+fn judged(world: &Snapshot, results: &[ProbeResult]) -> (String, String) {
+    let mut walk = Walk {
+        hops: vec![Hop::default(); 4],
+        broken: false,
+    };
+    peers(&mut walk, world, results);
+    let answer = walk.finish();
+    let word = |hop: &Hop| {
+        hop.finding
+            .as_ref()
+            .map_or(hop.result.clone(), |finding| finding.code.clone())
+    };
+    let words: Vec<_> = answer.hops[4..].iter().map(word).collect();
+    let broken = answer.hops.iter().find_map(|hop| hop.finding.clone());
+    assert_eq!(answer.reachable, broken.is_none());
+    let said = broken.map_or_else(
+        || answer.hops[4].detail.clone(),
+        |finding| format!("{} {}", finding.cause, finding.next),
+    );
+    (words.join(" "), said)
+}
+
+#[test]
+fn the_gateway_and_the_endpoint_behind_it_are_told_apart() {
+    let mut far = workload_record("catalog-1");
+    far.network = "west".into();
+    let mut world = world(vec![as_resource(far)], vec![]);
+    assert_eq!(
+        hops(&world, HOST, 80, Ok(vec![vip()])),
+        "ok ok ok ok TMB0411",
+        "no gateway is known"
+    );
+    let gateway = |n: u8| v1::NetworkGateway {
+        address: format!("192.0.2.{n}"),
+        hbone_port: 443,
+        trust_domain: "mesh.example".into(),
+        namespace: "tombolo-system".into(),
+        service_account: "gateway".into(),
+        healthy: true,
+        uid: format!("gateway-{n}"),
+        ..v1::NetworkGateway::default()
+    };
+    let ways = v1::NetworkGateways {
+        network: "west".into(),
+        gateways: vec![gateway(1), gateway(2)],
+    };
+    let rejected = world.apply(type_url::NETWORK_GATEWAYS, vec![resource("west", &ways)], &[]);
+    assert!(rejected.is_empty());
+    assert_eq!(hops(&world, HOST, 80, Ok(vec![vip()])), "ok ok ok ok");
+    let destination = resolve(&world, &world.source(), vip(), 80).unwrap();
+    let timeout = || OpenError::Timeout(Duration::from_secs(1));
+    use ThroughError::{Endpoint, Gateway};
+    let check = |outcomes: &[Result<(), ThroughError>]| {
+        let gateways = outcomes.iter().enumerate().map(|(n, outcome)| GatewayTry {
+            uid: format!("gateway-{n}").into(),
+            gateway: format!("192.0.2.{}:443", n + 1).into(),
+            outcome: outcome.clone(),
+        });
+        let last = outcomes.last().unwrap().clone();
+        let result = ProbeResult {
+            candidate: destination.candidates[0].clone(),
+            outcome: last.map_err(CallError::Through),
+            peer: None,
+            gateways: gateways.collect(),
+        };
+        judged(&world, &[result])
+    };
+    let unreachable = [Err(Gateway(timeout())), Err(Gateway(timeout()))];
+    let (words, said) = check(&unreachable);
+    assert_eq!(words, "TMB0411 skipped skipped");
+    for part in [
+        "network west",
+        "192.0.2.1:443: no answer",
+        "192.0.2.2:443: no answer",
+    ] {
+        assert!(said.contains(part), "{part} in {said}");
+    }
+    let (words, said) = check(&[Err(Gateway(OpenError::Status(503)))]);
+    assert_eq!(words, "TMB0412 skipped skipped");
+    assert!(said.contains("journalctl -u tombolo-gateway"), "{said}");
+    assert_eq!(
+        check(&[Err(Gateway(OpenError::Status(401)))]).0,
+        "TMB0404 skipped skipped"
+    );
+    // The second one leads there: what breaks is behind it.
+    let behind = |error| [Err(Gateway(timeout())), Err(Endpoint(error))];
+    assert_eq!(check(&behind(OpenError::Status(401))).0, "ok ok TMB0404");
+    assert_eq!(check(&behind(OpenError::Status(503))).0, "ok ok TMB0408");
+    let (words, said) = check(&behind(timeout()));
+    assert_eq!(words, "ok TMB0406 skipped");
+    assert!(said.contains(&format!("{HOST}:80 in network west")), "{said}");
+    let (words, said) = check(&[Err(Gateway(timeout())), Ok(())]);
+    assert_eq!(words, "ok ok ok");
+    assert!(said.contains("192.0.2.2:443: passes the call on"), "{said}");
 }
 
 #[test]

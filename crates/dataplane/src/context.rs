@@ -1,4 +1,4 @@
-use crate::{Settings, endpoints::Endpoints, flows::Flows};
+use crate::{Settings, endpoints::Endpoints, flows::Flows, through::GatewayNames};
 use http::HeaderValue;
 use std::sync::{Arc, atomic::AtomicBool};
 use tombolo_destination::Workload;
@@ -19,6 +19,7 @@ pub(crate) struct Context {
     pub(crate) flows: Flows,
     pub(crate) endpoints: Endpoints,
     pub(crate) pool: Pool,
+    pub(crate) gateway_names: GatewayNames,
     /// Another process goes on: what is not open yet is begun anew there.
     pub(crate) handed_over: AtomicBool,
 }

@@ -6,6 +6,9 @@ use crate::{
     inbound::Inbound,
     names::{Names, NotOurs},
     outbound,
+    refusal::CallError,
+    reverse::Reverse,
+    through::{GatewayNames, GatewayTry},
 };
 use futures_util::future::join_all;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -30,7 +33,7 @@ use tombolo_identity::{LiveIdentity, Peer};
 use tombolo_runtime::{Reader, TaskGroup};
 use tombolo_snapshot::{Own, Snapshot};
 use tombolo_telemetry::{AccessLog, Direction, HandshakeLabels, Metrics, SideLabels};
-use tombolo_tunnel::{Observe, OpenError, Pool, Server, Service as _, Side, serve};
+use tombolo_tunnel::{Observe, Pool, Server, Service as _, Side, serve};
 use tombolo_types::{AddressPlan, SpiffeId};
 
 /// Connections that wait in the kernel until they are accepted.
@@ -82,6 +85,9 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    /// TLS cannot be set up.
+    #[error("TLS: {0}")]
+    Tls(#[source] io::Error),
 }
 
 /// An open connection, for `status` and diagnosis.
@@ -111,15 +117,19 @@ pub struct ProbeResult {
     /// Which.
     pub candidate: Candidate,
     /// How far it came.
-    pub outcome: Result<(), OpenError>,
+    pub outcome: Result<(), CallError>,
     /// Who answered, if the connection was accepted.
     pub peer: Option<SpiffeId>,
+    /// The gateways that were tried, in their order, for one in another network.
+    pub gateways: Vec<GatewayTry>,
 }
 
 /// The running data path. Dropping it changes nothing: it runs until its tasks are stopped.
 pub struct Dataplane {
     pub(crate) context: Arc<Context>,
     servers: Vec<Server>,
+    /// Serves what comes by sessions that this host holds.
+    pub(crate) reverse: Reverse,
     capture: Mutex<Option<Arc<Capture>>>,
     /// The servers' sockets once more, for another process.
     listeners: Mutex<Vec<StdListener>>,
@@ -208,6 +218,7 @@ impl Dataplane {
             flows: Flows::default(),
             endpoints: Endpoints::default(),
             pool,
+            gateway_names: GatewayNames::default(),
             handed_over: AtomicBool::new(false),
         });
         let inbound = Arc::new(Inbound {
@@ -239,16 +250,20 @@ impl Dataplane {
                 Err(source) => return Err(StartError::Listen { address, source }),
             }
         }
+        let reverse = Reverse::new(&identity, &inbound, limits, &observer, tasks).map_err(StartError::Tls)?;
+        let mut watched = servers.clone();
+        watched.push(reverse.server().clone());
         let watch = Watch {
             context: Arc::clone(&context),
             identity,
-            servers: servers.clone(),
+            servers: watched,
             inbound,
         };
         tasks.spawn_until_stopped("dataplane watch", watch.run());
         Ok(Self {
             context,
             servers,
+            reverse,
             capture: Mutex::new(None),
             listeners: Mutex::new(listeners),
             draining: tasks.child("dataplane drain"),
@@ -353,13 +368,16 @@ impl Dataplane {
         let open = capture.map(|capture| capture.give_away());
         lock(&self.listeners).clear();
         self.servers.iter().for_each(Server::drain);
+        self.reverse.drain_later();
         self.context.pool.drain();
         open
     }
 
     /// True if no connection is open and no peer is connected to this process.
     pub fn is_idle(&self) -> bool {
-        self.context.flows.len() == 0 && self.servers.iter().all(|server| server.connections().is_empty())
+        self.context.flows.len() == 0
+            && self.servers.iter().all(|server| server.connections().is_empty())
+            && self.reverse.server().connections().is_empty()
     }
 
     /// Takes nothing new, lets open connections end until the deadline of the settings, then cuts them.
@@ -368,6 +386,7 @@ impl Dataplane {
         // A socket that is kept for another process would go on to take connections.
         lock(&self.listeners).clear();
         self.servers.iter().for_each(Server::drain);
+        self.reverse.server().drain();
         let flows = &self.context.flows;
         let wait = async |deadline: Instant| {
             while flows.len() > 0 && Instant::now() < deadline {
@@ -384,6 +403,7 @@ impl Dataplane {
             wait(Instant::now() + CUT_GRACE).await;
         }
         self.servers.iter().for_each(Server::cut);
+        self.reverse.server().cut();
         self.context.pool.cut();
     }
 
@@ -392,11 +412,12 @@ impl Dataplane {
     pub async fn probe(&self, destination: &Destination) -> Vec<ProbeResult> {
         let probes = destination.candidates.iter().map(async |candidate| {
             let probed = outbound::probe(&self.context, destination, candidate, PROBE_TIMEOUT);
-            let (outcome, peer) = probed.await;
+            let (outcome, peer, gateways) = probed.await;
             ProbeResult {
                 candidate: candidate.clone(),
                 outcome,
                 peer: peer.map(|peer| peer.id.clone()),
+                gateways,
             }
         });
         join_all(probes).await

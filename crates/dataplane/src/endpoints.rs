@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 use tokio::time::Instant;
+use tombolo_destination::{Candidate, Gateway, Locality};
+use tombolo_types::NamespacedName;
 
 /// Rest after the first failure; doubled with each further one.
 const EJECTION_MIN: Duration = Duration::from_secs(1);
@@ -15,9 +17,63 @@ const EJECTION_MAX: Duration = Duration::from_secs(30);
 /// Endpoints remembered. Over it those without open connections are forgotten: they are tried once more.
 const ENDPOINTS_MAX: usize = 10_000;
 
-/// Remembers endpoints by address and port. Cheap to clone; clones share the memory.
+/// What is remembered about.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Spot {
+    /// An endpoint of the own network.
+    Endpoint(SocketAddr),
+    /// What is behind the gateways of another network: all endpoints of a service at one place.
+    Behind(Arc<Behind>),
+    /// A gateway, by the uid of its record.
+    Gateway(Arc<str>),
+    /// A gateway as the way to one service: it may have an endpoint of one and none of another.
+    Way(Arc<str>, Arc<Behind>),
+}
+
+/// See [`Spot::Behind`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Behind {
+    service: NamespacedName,
+    network: Arc<str>,
+    locality: Locality,
+}
+
+impl Spot {
+    /// Of a candidate for a service.
+    pub(crate) fn of(candidate: &Candidate, service: &NamespacedName) -> Self {
+        match &candidate.via {
+            None => Self::Endpoint(candidate.address),
+            Some(via) => Self::Behind(Arc::new(Behind {
+                service: service.clone(),
+                network: Arc::clone(&via.network),
+                locality: candidate.workload.locality.clone(),
+            })),
+        }
+    }
+
+    /// Of a gateway.
+    pub(crate) fn gateway(gateway: &Gateway) -> Self {
+        Self::Gateway(Arc::clone(&gateway.uid))
+    }
+
+    /// Of a gateway as the way to this one.
+    pub(crate) fn way(&self, gateway: &Gateway) -> Self {
+        match self {
+            Self::Behind(behind) => Self::Way(Arc::clone(&gateway.uid), Arc::clone(behind)),
+            Self::Endpoint(_) | Self::Gateway(_) | Self::Way(..) => Self::gateway(gateway),
+        }
+    }
+}
+
+impl From<SocketAddr> for Spot {
+    fn from(address: SocketAddr) -> Self {
+        Self::Endpoint(address)
+    }
+}
+
+/// Remembers endpoints and gateways. Cheap to clone; clones share the memory.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Endpoints(Arc<Mutex<HashMap<SocketAddr, Seen>>>);
+pub(crate) struct Endpoints(Arc<Mutex<HashMap<Spot, Seen>>>);
 
 #[derive(Debug, Default)]
 struct Seen {
@@ -27,30 +83,31 @@ struct Seen {
 }
 
 impl Endpoints {
-    fn seen(&self) -> MutexGuard<'_, HashMap<SocketAddr, Seen>> {
+    fn seen(&self) -> MutexGuard<'_, HashMap<Spot, Seen>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Open and opening connections.
-    pub(crate) fn outstanding(&self, endpoint: SocketAddr) -> u32 {
-        self.seen().get(&endpoint).map_or(0, |seen| seen.open)
+    pub(crate) fn outstanding(&self, endpoint: &Spot) -> u32 {
+        self.seen().get(endpoint).map_or(0, |seen| seen.open)
     }
 
     /// True while it rests after failures.
-    pub(crate) fn is_ejected(&self, endpoint: SocketAddr, now: Instant) -> bool {
+    pub(crate) fn is_ejected(&self, endpoint: &Spot, now: Instant) -> bool {
         self.seen()
-            .get(&endpoint)
+            .get(endpoint)
             .and_then(|seen| seen.ejected_until)
             .is_some_and(|until| now < until)
     }
 
     /// Counts a connection until the guard is dropped.
-    pub(crate) fn connect(&self, endpoint: SocketAddr) -> Outstanding {
+    pub(crate) fn connect(&self, endpoint: Spot) -> Outstanding {
         let mut seen = self.seen();
         if seen.len() >= ENDPOINTS_MAX && !seen.contains_key(&endpoint) {
             seen.retain(|_, seen| seen.open > 0);
         }
-        seen.entry(endpoint).or_default().open += 1;
+        seen.entry(endpoint.clone()).or_default().open += 1;
+        drop(seen);
         Outstanding {
             endpoints: self.clone(),
             endpoint,
@@ -58,7 +115,7 @@ impl Endpoints {
     }
 
     /// It did not take a connection: it rests.
-    pub(crate) fn failed(&self, endpoint: SocketAddr, now: Instant) {
+    pub(crate) fn failed(&self, endpoint: Spot, now: Instant) {
         let mut seen = self.seen();
         let seen = seen.entry(endpoint).or_default();
         // Connections that failed together are one failure.
@@ -72,8 +129,8 @@ impl Endpoints {
     }
 
     /// It took a connection.
-    pub(crate) fn succeeded(&self, endpoint: SocketAddr) {
-        if let Some(seen) = self.seen().get_mut(&endpoint) {
+    pub(crate) fn succeeded(&self, endpoint: &Spot) {
+        if let Some(seen) = self.seen().get_mut(endpoint) {
             seen.failures = 0;
             seen.ejected_until = None;
         }
@@ -84,7 +141,7 @@ impl Endpoints {
 #[derive(Debug)]
 pub(crate) struct Outstanding {
     endpoints: Endpoints,
-    endpoint: SocketAddr,
+    endpoint: Spot,
 }
 
 impl Drop for Outstanding {
@@ -106,24 +163,24 @@ mod tests {
     #[test]
     fn rests_grow_and_end() {
         let endpoints = Endpoints::default();
-        let endpoint = "10.0.0.1:80".parse().unwrap();
+        let endpoint = Spot::Endpoint("10.0.0.1:80".parse().unwrap());
         let mut now = Instant::now();
         for rest in [1, 2, 4, 8, 16, 30, 30] {
-            endpoints.failed(endpoint, now);
-            endpoints.failed(endpoint, now); // at the same time: counts once
+            endpoints.failed(endpoint.clone(), now);
+            endpoints.failed(endpoint.clone(), now); // at the same time: counts once
             assert!(endpoints.is_ejected(
-                endpoint,
+                &endpoint,
                 now + Duration::from_secs(rest) - Duration::from_millis(1)
             ));
             now += Duration::from_secs(rest);
-            assert!(!endpoints.is_ejected(endpoint, now), "{rest}");
+            assert!(!endpoints.is_ejected(&endpoint, now), "{rest}");
         }
-        endpoints.failed(endpoint, now);
-        endpoints.succeeded(endpoint);
-        assert!(!endpoints.is_ejected(endpoint, now));
-        endpoints.failed(endpoint, now);
+        endpoints.failed(endpoint.clone(), now);
+        endpoints.succeeded(&endpoint);
+        assert!(!endpoints.is_ejected(&endpoint, now));
+        endpoints.failed(endpoint.clone(), now);
         assert!(
-            !endpoints.is_ejected(endpoint, now + EJECTION_MIN),
+            !endpoints.is_ejected(&endpoint, now + EJECTION_MIN),
             "the count starts again"
         );
     }
@@ -131,11 +188,14 @@ mod tests {
     #[test]
     fn outstanding_is_counted_and_forgotten() {
         let endpoints = Endpoints::default();
-        let endpoint = "10.0.0.1:80".parse().unwrap();
-        let guards = [endpoints.connect(endpoint), endpoints.connect(endpoint)];
-        assert_eq!(endpoints.outstanding(endpoint), 2);
+        let endpoint = Spot::Endpoint("10.0.0.1:80".parse().unwrap());
+        let guards = [
+            endpoints.connect(endpoint.clone()),
+            endpoints.connect(endpoint.clone()),
+        ];
+        assert_eq!(endpoints.outstanding(&endpoint), 2);
         drop(guards);
-        assert_eq!(endpoints.outstanding(endpoint), 0);
+        assert_eq!(endpoints.outstanding(&endpoint), 0);
         assert!(endpoints.seen().is_empty(), "nothing is left of it");
     }
 }

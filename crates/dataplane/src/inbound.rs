@@ -85,12 +85,14 @@ fn stale(reason: &'static str) -> Reject {
 /// Finds where an authority is to be delivered on this host.
 ///
 /// Source: ztunnel's order of checks, with three differences: any address of the own record may be meant (1:1 NAT), only
-/// declared ports are delivered, and a name must be one of an own service.
+/// declared ports are delivered, and a name must be one of an own service. `reached`: this host's address in the
+/// connection that the call came by; a workload without addresses, that only dials out, is meant by it.
 pub(crate) fn delivery(
     world: &Snapshot,
     own: &Workload,
     exposure: &Exposure,
     authority: &Authority,
+    reached: IpAddr,
 ) -> Result<Delivery, Reject> {
     let (address, port, service) = match authority {
         Authority::Address(address) => {
@@ -118,11 +120,8 @@ pub(crate) fn delivery(
                 .or_else(|| service.port(*port).map(|map| map.target_port))
                 .filter(|&target| target != 0)
                 .ok_or_else(|| unknown("unknown_port"))?;
-            let address = own
-                .addresses
-                .first()
-                .ok_or_else(|| stale("own_address_unknown"))?;
-            (*address, target, Some(Arc::clone(service)))
+            let address = own.addresses.first().copied().unwrap_or(reached.to_canonical());
+            (address, target, Some(Arc::clone(service)))
         }
     };
     let undeclared = || {
@@ -181,6 +180,25 @@ pub(crate) fn local_target(
     Ok(SocketAddr::new(ip, delivery.port))
 }
 
+/// This host's own end of a connection. That of a long session over QUIC may have moved since: then it is the address that
+/// the kernel would take towards the peer now.
+fn reached(local: IpAddr, remote: SocketAddr) -> IpAddr {
+    if !local.is_unspecified() && is_local(local) {
+        return local;
+    }
+    let towards = || {
+        let any = match remote {
+            SocketAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let socket = UdpSocket::bind((any, 0))?;
+        // Nothing is sent.
+        socket.connect(remote)?;
+        socket.local_addr()
+    };
+    towards().map_or(local, |address: SocketAddr| address.ip())
+}
+
 fn is_local(address: IpAddr) -> bool {
     UdpSocket::bind((address, 0)).is_ok()
 }
@@ -221,6 +239,7 @@ async fn serve(context: &Context, established: impl Future<Output = Option<Open>
         source: caller.as_deref(),
         destination: Some(&own),
         upstream: Some(target),
+        through: None,
     };
     report::log(context.access, flow, &ends, &outcome);
 }
@@ -242,8 +261,8 @@ async fn establish(context: &Context, incoming: Incoming) -> Option<Open> {
     )
     .await;
     let world = context.world.load();
-    let caller =
-        report::caller_record(&world, &context.own, &peer, remote, incoming.forwarded().source).cloned();
+    let named = (incoming.forwarded().source, incoming.forwarded_network());
+    let caller = report::caller_record(&world, &context.own, &peer, remote, named).cloned();
     let refuse = |registered: Option<Registered>, refused: Refused, incoming: Incoming| {
         let Refused {
             reject,
@@ -266,6 +285,7 @@ async fn establish(context: &Context, incoming: Incoming) -> Option<Open> {
             source: caller.as_deref(),
             destination: world.own_workload().map(AsRef::as_ref),
             upstream: None,
+            through: None,
         };
         report::log(
             context.access,
@@ -344,12 +364,14 @@ async fn decide(
     })?;
     let (world, own) = own_record(context).await?;
     let none = Exposure::default();
-    let delivery = delivery(&world, &own, world.exposure().unwrap_or(&none), &authority)?;
+    let exposure = world.exposure().unwrap_or(&none);
+    let reached = reached(incoming.local().ip(), incoming.remote());
+    let delivery = delivery(&world, &own, exposure, &authority, reached)?;
     *destination = SocketAddr::new(delivery.address, delivery.port);
     if let Some(named) = &delivery.service {
         *service = Arc::clone(&named.key.name);
     }
-    let target = local_target(&delivery, incoming.local().ip(), is_local)?;
+    let target = local_target(&delivery, reached, is_local)?;
     let peer = Some(Arc::clone(incoming.peer()));
     let flow = Flow::new(
         Direction::Inbound,

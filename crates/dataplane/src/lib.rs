@@ -18,7 +18,9 @@ mod names;
 mod outbound;
 mod refusal;
 mod report;
+mod reverse;
 mod settings;
+mod through;
 mod upstreams;
 
 #[cfg(test)]
@@ -28,4 +30,7 @@ mod support;
 mod tests;
 
 pub use dataplane::{ConnectionInfo, Dataplane, Inputs, ProbeResult, StartError};
+pub use refusal::CallError;
+pub use reverse::{ReverseEnd, Transport};
 pub use settings::Settings;
+pub use through::GatewayTry;

@@ -2,9 +2,11 @@
 
 use crate::{
     context::{Context, baggage},
+    endpoints::{Outstanding, Spot},
     flows::{CutReason, Flow, Registered},
-    refusal::{ended, reject_of, shown},
+    refusal::{CallError, ended, reject_of, shown},
     report::{self, Ends, Outcome},
+    through::{self, GatewayTry, Through},
 };
 use std::{
     future::Future,
@@ -27,6 +29,9 @@ use tombolo_tunnel::{
     traceparent,
 };
 use tombolo_types::{Reject, RejectClass};
+
+/// A trial is as patient as the last round of a call: only its own limit ends it.
+const PROBE_ROUND: u32 = 9;
 
 /// An application that waits in connect().
 pub(crate) trait Held: Send + 'static {
@@ -54,14 +59,22 @@ impl Held for PendingFlow {
 /// The other end of an accepted connection.
 enum Upstream {
     Tunnel(TunnelStream),
+    Through(TunnelStream, Box<Through>),
     Plain(TcpStream),
 }
 
 impl Upstream {
     fn peer(&self) -> Option<&Arc<Peer>> {
         match self {
-            Self::Tunnel(stream) => Some(stream.peer()),
+            Self::Tunnel(stream) | Self::Through(stream, _) => Some(stream.peer()),
             Self::Plain(_) => None,
+        }
+    }
+
+    fn through(&self) -> Option<&Through> {
+        match self {
+            Self::Through(_, through) => Some(through),
+            Self::Tunnel(_) | Self::Plain(_) => None,
         }
     }
 }
@@ -73,7 +86,7 @@ struct Open {
     upstream: Upstream,
     workload: Arc<Workload>,
     address: SocketAddr,
-    _outstanding: crate::endpoints::Outstanding,
+    _outstanding: Outstanding,
 }
 
 /// Serves one connection of an application from its first packet to its end.
@@ -92,8 +105,14 @@ pub(crate) async fn serve<H: Held>(context: Arc<Context>, held: H) {
     };
     let flow = &registered.flow;
     let mutual_tls = upstream.peer().is_some();
+    let (upstream, through) = match upstream {
+        Upstream::Through(stream, through) => (Upstream::Tunnel(stream), Some(through)),
+        upstream @ (Upstream::Tunnel(_) | Upstream::Plain(_)) => (upstream, None),
+    };
     let how = match upstream {
-        Upstream::Tunnel(stream) => bidirectional(application, stream, &flow.monitor).await,
+        Upstream::Tunnel(stream) | Upstream::Through(stream, _) => {
+            bidirectional(application, stream, &flow.monitor).await
+        }
         // Rare and large: it does not make every task so.
         Upstream::Plain(socket) => Box::pin(plain(application, socket, &flow.monitor)).await,
     };
@@ -112,6 +131,7 @@ pub(crate) async fn serve<H: Held>(context: Arc<Context>, held: H) {
             source,
             destination: Some(&workload),
             upstream: Some(address),
+            through: through.as_deref(),
         };
         report::log(context.access, flow, &ends, &outcome);
     }
@@ -146,7 +166,11 @@ async fn establish<H: Held>(context: &Context, held: H) -> Option<Open> {
         let ends = Ends {
             source: own.map(AsRef::as_ref),
             destination: destination.map(|candidate| &*candidate.workload),
-            upstream: destination.map(|candidate| candidate.address),
+            // Behind gateways no endpoint has an address.
+            upstream: destination
+                .filter(|candidate| candidate.via.is_none())
+                .map(|candidate| candidate.address),
+            through: None,
         };
         report::log(context.access, &flow, &ends, &Outcome::refused(reject, None));
         shown(reject).refusal
@@ -199,6 +223,9 @@ async fn establish<H: Held>(context: &Context, held: H) -> Option<Open> {
     };
     drop(gauge);
     let peer = upstream.peer().cloned();
+    let address = upstream
+        .through()
+        .map_or(candidate.address, |through| through.address);
     let flow = Flow::new(Direction::Outbound, source, vip, service, peer.clone(), started);
     let registered = context.flows.register(flow);
     // Registered first, looked at second: a revocation in between is not missed.
@@ -227,7 +254,7 @@ async fn establish<H: Held>(context: &Context, held: H) -> Option<Open> {
         application,
         upstream,
         workload: Arc::clone(&candidate.workload),
-        address: candidate.address,
+        address,
         _outstanding: outstanding,
     })
 }
@@ -235,7 +262,7 @@ async fn establish<H: Held>(context: &Context, held: H) -> Option<Open> {
 /// The last failure.
 struct Failed {
     candidate: usize,
-    error: OpenError,
+    error: CallError,
 }
 
 /// Tries endpoints in order until one accepts. Those that were only slow are tried again with more patience while the
@@ -245,46 +272,54 @@ async fn choose(
     destination: &Destination,
     request: &mut ConnectRequest,
     started: Instant,
-) -> Result<(usize, Upstream, crate::endpoints::Outstanding), Failed> {
+) -> Result<(usize, Upstream, Outstanding), Failed> {
     let end = started + context.settings.connect_timeout;
     let endpoints = &context.endpoints;
+    let spot = |candidate: &Candidate| Spot::of(candidate, &destination.service.key);
     let mut order = order(
         destination,
-        &|candidate| endpoints.outstanding(candidate.address),
-        &|candidate| endpoints.is_ejected(candidate.address, started),
+        &|candidate| endpoints.outstanding(&spot(candidate)),
+        &|candidate| endpoints.is_ejected(&spot(candidate), started),
         rand::random(),
     );
-    let mut patience = context.settings.attempt_timeout;
+    let mut rounds = 1;
     let mut failed = Failed {
         candidate: 0,
-        error: OpenError::Timeout(context.settings.connect_timeout),
+        error: OpenError::Timeout(context.settings.connect_timeout).into(),
     };
     while !order.is_empty() && Instant::now() < end {
         let mut slow = Vec::new();
         for index in order {
             let candidate = &destination.candidates[index];
-            let now = Instant::now();
-            if now >= end {
+            if Instant::now() >= end {
                 break;
             }
-            let outstanding = endpoints.connect(candidate.address);
-            match attempt(context, candidate, request, (now + patience).min(end)).await {
+            let spot = spot(candidate);
+            let outstanding = endpoints.connect(spot.clone());
+            match attempt(
+                context,
+                (candidate, &spot),
+                request,
+                (end, rounds),
+                &mut Vec::new(),
+            )
+            .await
+            {
                 Ok(upstream) => {
-                    endpoints.succeeded(candidate.address);
+                    endpoints.succeeded(&spot);
                     return Ok((index, upstream, outstanding));
                 }
                 Err(error) => {
-                    tracing::debug!(endpoint = %candidate.address, %error, "endpoint did not accept");
-                    let denied = matches!(error, OpenError::Status(401));
-                    if matches!(error, OpenError::Timeout(_)) {
+                    tracing::debug!(endpoint = ?spot, %error, "endpoint did not accept");
+                    let (denied, silent) = (error.is_denial(), error.is_silence());
+                    if silent {
                         slow.push(index);
                     }
                     if !denied {
-                        endpoints.failed(candidate.address, Instant::now());
+                        endpoints.failed(spot, Instant::now());
                     }
                     // A refusal says more than a silence.
-                    let silent = matches!(error, OpenError::Timeout(_));
-                    if !silent || matches!(failed.error, OpenError::Timeout(_)) {
+                    if !silent || failed.error.is_silence() {
                         failed = Failed {
                             candidate: index,
                             error,
@@ -297,22 +332,32 @@ async fn choose(
             }
         }
         order = slow;
-        patience = patience.saturating_mul(3);
+        rounds *= 3;
     }
     Err(failed)
 }
 
+/// Tries one candidate until `end`, and with the patience of the round.
 async fn attempt(
     context: &Context,
-    candidate: &Candidate,
+    (candidate, spot): (&Candidate, &Spot),
     request: &mut ConnectRequest,
-    deadline: Instant,
-) -> Result<Upstream, OpenError> {
+    (end, round): (Instant, u32),
+    tried: &mut Vec<GatewayTry>,
+) -> Result<Upstream, CallError> {
+    let settings = &context.settings;
     if let Some(via) = &candidate.via {
-        // no_valid_destination: nothing dials through a gateway yet, and without one there is no address to dial.
-        let cause = format!("{} is in the network {:?}", via.authority, via.network);
-        return Err(io::Error::new(io::ErrorKind::HostUnreachable, cause).into());
+        request.authority = via
+            .authority
+            .parse()
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))
+            .map_err(OpenError::from)?;
+        let patience = settings.gateway_timeout.saturating_mul(round);
+        let opened = through::open(context, (candidate, via, spot), request, end, patience, tried);
+        let (stream, through) = opened.await.map_err(CallError::Through)?;
+        return Ok(Upstream::Through(stream, through));
     }
+    let deadline = end.min(Instant::now() + settings.attempt_timeout.saturating_mul(round));
     match candidate.workload.tunnel {
         Tunnel::Hbone => {
             request.authority = Authority::Address(candidate.address);
@@ -327,20 +372,23 @@ async fn attempt(
         Tunnel::None => {
             let started = Instant::now();
             let connected = timeout_at(deadline, TcpStream::connect(candidate.address)).await;
-            let socket = connected.map_err(|_| OpenError::Timeout(started.elapsed()))??;
-            socket.set_nodelay(true)?;
-            Ok(Upstream::Plain(socket))
+            let connected = connected.map_err(|_| OpenError::Timeout(started.elapsed()))?;
+            let plain = connected.and_then(|socket| {
+                socket.set_nodelay(true)?;
+                Ok(socket)
+            });
+            Ok(Upstream::Plain(plain.map_err(OpenError::from)?))
         }
     }
 }
 
-/// How far a trial connection comes.
+/// How far a trial connection comes, and by which gateways.
 pub(crate) async fn probe(
     context: &Context,
     destination: &Destination,
     candidate: &Candidate,
     patience: Duration,
-) -> (Result<(), OpenError>, Option<Arc<Peer>>) {
+) -> (Result<(), CallError>, Option<Arc<Peer>>, Vec<GatewayTry>) {
     let world: Arc<Snapshot> = context.world.load();
     let mut request = ConnectRequest::new(Authority::Address(candidate.address));
     request.baggage = baggage(world.own_workload().map(AsRef::as_ref));
@@ -349,9 +397,23 @@ pub(crate) async fn probe(
         host: destination.service.key.name.to_string(),
     }
     .to_header();
-    match attempt(context, candidate, &mut request, Instant::now() + patience).await {
-        Ok(upstream) => (Ok(()), upstream.peer().cloned()),
-        Err(error) => (Err(error), None),
+    let spot = Spot::of(candidate, &destination.service.key);
+    let (end, round) = match candidate.via {
+        None => (Instant::now() + patience, PROBE_ROUND),
+        Some(_) => (Instant::now() + context.settings.connect_timeout, 1),
+    };
+    let mut tried = Vec::new();
+    match attempt(
+        context,
+        (candidate, &spot),
+        &mut request,
+        (end, round),
+        &mut tried,
+    )
+    .await
+    {
+        Ok(upstream) => (Ok(()), upstream.peer().cloned(), tried),
+        Err(error) => (Err(error), None, tried),
     }
 }
 

@@ -1,8 +1,9 @@
 //! The one table of what a refusal means to whom.
 
+use crate::through::gateway_reason;
 use http::StatusCode;
 use tombolo_capture::Refusal;
-use tombolo_tunnel::{Ended, OpenError, TlsError};
+use tombolo_tunnel::{Ended, OpenError, ThroughError, TlsError};
 use tombolo_types::{Reject, RejectClass};
 
 /// What a class of refusal looks like from outside.
@@ -42,9 +43,49 @@ pub(crate) fn shown(reject: &Reject) -> Shown {
     }
 }
 
+/// Why a candidate did not take a call.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum CallError {
+    /// One of the own network.
+    #[error(transparent)]
+    Direct(#[from] OpenError),
+    /// One behind gateways.
+    #[error(transparent)]
+    Through(ThroughError),
+}
+
+impl CallError {
+    /// The error, whoever it came from.
+    pub fn open_error(&self) -> Option<&OpenError> {
+        match self {
+            Self::Direct(error) => Some(error),
+            Self::Through(ThroughError::Gateway(error) | ThroughError::Endpoint(error)) => Some(error),
+            Self::Through(_) => None,
+        }
+    }
+
+    /// A policy has decided: another endpoint is not asked.
+    pub(crate) fn is_denial(&self) -> bool {
+        matches!(self.open_error(), Some(OpenError::Status(401)))
+    }
+
+    /// Nothing was heard in time; with more patience it may be.
+    pub(crate) fn is_silence(&self) -> bool {
+        matches!(self.open_error(), Some(OpenError::Timeout(_)))
+    }
+}
+
 /// Why a stream was not opened, as a refusal.
-pub(crate) fn reject_of(error: &OpenError) -> Reject {
-    let class = match error {
+pub(crate) fn reject_of(error: &CallError) -> Reject {
+    let (cause, reason) = match error {
+        CallError::Direct(cause) | CallError::Through(ThroughError::Endpoint(cause)) => {
+            (cause, cause.reason())
+        }
+        CallError::Through(ThroughError::Gateway(cause)) => (cause, gateway_reason(cause)),
+        CallError::Through(_) => return Reject::new(RejectClass::Local, "unknown").with_detail(error),
+    };
+    let class = match cause {
         OpenError::Status(401) => RejectClass::PolicyDenied,
         OpenError::Status(400) => RejectClass::PeerIncompatible,
         OpenError::Tls(TlsError::Peer(_)) => RejectClass::PeerMisbehaved,
@@ -57,7 +98,7 @@ pub(crate) fn reject_of(error: &OpenError) -> Reject {
         | OpenError::Protocol(_)
         | _ => RejectClass::UpstreamUnhealthy,
     };
-    Reject::new(class, error.reason()).with_detail(error)
+    Reject::new(class, reason).with_detail(error)
 }
 
 /// Flag and reason of a connection that has been open; `client_is_local`: the application here has connected.
@@ -99,8 +140,39 @@ mod tests {
                 Refusal::HostUnreachable,
             ),
         ] {
-            let shown = shown(&reject_of(&error));
+            let shown = shown(&reject_of(&error.clone().into()));
             assert_eq!((shown.flag, shown.refusal), (flag, refusal), "{error}");
+        }
+        // An endpoint behind a gateway is heard like any; a gateway that says no is not the application.
+        for (error, reason, refusal) in [
+            (
+                ThroughError::Endpoint(OpenError::Status(503)),
+                "refused_by_application",
+                Refusal::Reset,
+            ),
+            (
+                ThroughError::Endpoint(OpenError::Status(401)),
+                "denied_by_peer",
+                Refusal::Reset,
+            ),
+            (
+                ThroughError::Gateway(OpenError::Status(401)),
+                "denied_by_gateway",
+                Refusal::Reset,
+            ),
+            (
+                ThroughError::Gateway(OpenError::Status(503)),
+                "refused_by_gateway",
+                Refusal::HostUnreachable,
+            ),
+            (
+                ThroughError::Gateway(io(io::ErrorKind::ConnectionRefused)),
+                "gateway_unreachable",
+                Refusal::HostUnreachable,
+            ),
+        ] {
+            let reject = reject_of(&CallError::Through(error));
+            assert_eq!((reject.reason, shown(&reject).refusal), (reason, refusal));
         }
         let unknown = shown(&Reject::new(RejectClass::NoRoute, "unknown_port"));
         assert_eq!((unknown.flag, unknown.refusal), ("NR", Refusal::Reset));

@@ -1,6 +1,9 @@
 //! What is said of a connection: labels and the access log line.
 
-use crate::flows::{CutReason, Flow};
+use crate::{
+    flows::{CutReason, Flow},
+    through::Through,
+};
 use std::{net::SocketAddr, sync::Arc};
 use tombolo_destination::{Index as _, Service, Tunnel, Workload};
 use tombolo_identity::Peer;
@@ -55,22 +58,27 @@ fn expected(record: Option<&Workload>) -> Option<String> {
 
 /// The record of whoever calls, by the address that is seen or, behind a NAT, the one that the caller names; only if
 /// it fits the identity that TLS has proven: workloads may share an address, and a caller's own words are not believed.
+/// `network`: where the named address means something, for a caller that has come through a gateway.
 pub(crate) fn caller_record<'s>(
     world: &'s Snapshot,
     own: &Own,
     peer: &Peer,
     seen: SocketAddr,
-    named: Option<SocketAddr>,
+    (named, network): (Option<SocketAddr>, Option<&str>),
 ) -> Option<&'s Arc<Workload>> {
-    [Some(seen), named].into_iter().flatten().find_map(|address| {
-        let address = NetworkAddress {
-            network: Arc::clone(&own.network),
-            address: address.ip().to_canonical(),
-        };
-        world
-            .workload_by_address(&address)
-            .filter(|record| record.identity().is_ok_and(|id| id == peer.id))
-    })
+    let theirs = network.map_or_else(|| Arc::clone(&own.network), Arc::from);
+    let seen = (Some(seen), Arc::clone(&own.network));
+    [seen, (named, theirs)]
+        .into_iter()
+        .find_map(|(address, network)| {
+            let address = NetworkAddress {
+                network,
+                address: address?.ip().to_canonical(),
+            };
+            world
+                .workload_by_address(&address)
+                .filter(|record| record.identity().is_ok_and(|id| id == peer.id))
+        })
 }
 
 /// Labels of a connection.
@@ -145,6 +153,8 @@ pub(crate) struct Ends<'a> {
     pub(crate) destination: Option<&'a Workload>,
     /// Address of the endpoint or of the application, if one was chosen.
     pub(crate) upstream: Option<SocketAddr>,
+    /// The gateway on the way, if there is one.
+    pub(crate) through: Option<&'a Through>,
 }
 
 /// Writes the line, if it is wanted.
@@ -166,7 +176,11 @@ pub(crate) fn log(access: AccessLog, flow: &Flow, ends: &Ends<'_>, outcome: &Out
             |w| (Arc::clone(&w.name), Arc::clone(&w.namespace)),
         )
     };
-    let (source, destination) = (party(ends.source), party(ends.destination));
+    let (source, mut destination) = (party(ends.source), party(ends.destination));
+    if let Some(through) = ends.through {
+        // The record stands for all that are behind the gateway: the one that took the call has named itself.
+        destination.0 = (*through.workload).into();
+    }
     let policy = outcome.policy.map(ToString::to_string);
     let (to, from) = (flow.monitor.to_stream(), flow.monitor.from_stream());
     let (bytes_sent, bytes_received) = match flow.direction {
@@ -187,6 +201,7 @@ pub(crate) fn log(access: AccessLog, flow: &Flow, ends: &Ends<'_>, outcome: &Out
             workload: &destination.0,
             namespace: &destination.1,
         },
+        gateway: ends.through.map_or("", |through| &*through.gateway),
         service: &flow.service,
         bytes_sent,
         bytes_received,

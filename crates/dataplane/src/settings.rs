@@ -15,6 +15,10 @@ pub struct Settings {
     pub drain: Duration,
     /// Longest time that one endpoint may take to accept before the next one is tried.
     pub attempt_timeout: Duration,
+    /// Longest time of one try through a gateway of another network, which holds connecting to the gateway, the gateway's
+    /// connecting to an endpoint, and TLS with that: several round trips of a WAN. Three tries fit into
+    /// `connect_timeout`.
+    pub gateway_timeout: Duration,
     /// Longest time that an application waits in connect().
     pub connect_timeout: Duration,
     /// Longest wait of an inbound connection for this host's own record.
@@ -44,6 +48,7 @@ impl Default for Settings {
             ],
             drain: Duration::from_secs(5),
             attempt_timeout: Duration::from_secs(1),
+            gateway_timeout: Duration::from_millis(2500),
             connect_timeout: Duration::from_secs(10),
             own_record_wait: Duration::from_secs(5),
             application_timeout: Duration::from_secs(10),

@@ -52,6 +52,8 @@ pub struct AccessEntry<'a> {
     pub source: Party<'a>,
     /// Who was called.
     pub destination: Party<'a>,
+    /// The gateway that the connection went through, `host:port`; empty if none.
+    pub gateway: &'a str,
     /// Host name of the service that was called; empty if none.
     pub service: &'a str,
     /// Bytes from the caller to the called.
@@ -184,6 +186,7 @@ impl AccessLog {
                     dst_workload = known(entry.destination.workload),
                     dst_namespace = known(entry.destination.namespace),
                     dst_address = entry.destination.address.map(tracing::field::display),
+                    gateway = known(entry.gateway),
                     dst_service = known(entry.service),
                     bytes_sent = entry.bytes_sent,
                     bytes_received = entry.bytes_received,
@@ -267,6 +270,7 @@ mod tests {
                 workload: "catalog-1",
                 ..Party::default()
             },
+            gateway: "",
             service: "",
             bytes_sent: 12,
             bytes_received: 34,
@@ -312,6 +316,7 @@ mod tests {
             "dst_identity",
             "dst_service",
             "dst_address",
+            "gateway",
             "reason",
             "detail",
             "policy",

@@ -23,5 +23,5 @@ mod tcp;
 
 pub use access::{AccessEntry, AccessLog, Direction, Party};
 pub use log::{LogConfig, LogError, LogFormat};
-pub use metrics::{DnsLabels, HandshakeLabels, Metrics, RefusalLabels, SideLabels};
+pub use metrics::{DnsLabels, GatewayLabels, HandshakeLabels, Metrics, RefusalLabels, SideLabels};
 pub use tcp::{TcpLabels, TcpMetrics};

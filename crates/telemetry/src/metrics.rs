@@ -38,6 +38,17 @@ pub struct DnsLabels {
     pub result: &'static str,
 }
 
+/// Labels of calls through gateways.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct GatewayLabels {
+    /// The network that the gateway leads into.
+    pub network: String,
+    /// `host:port` of the gateway.
+    pub gateway: String,
+    /// `ok` or why not: a fixed vocabulary.
+    pub result: &'static str,
+}
+
 /// The metrics of one process.
 #[derive(Debug)]
 pub struct Metrics {
@@ -51,6 +62,8 @@ pub struct Metrics {
     pub tunnel_connections: Family<SideLabels, Gauge>,
     /// TLS handshakes.
     pub handshakes: Family<HandshakeLabels, Counter>,
+    /// Calls that were tried through gateways of other networks.
+    pub gateway_calls: Family<GatewayLabels, Counter>,
     /// Name lookups.
     pub dns: Family<DnsLabels, Counter>,
     /// Payload bytes from local applications into tunnels.
@@ -104,6 +117,11 @@ impl Metrics {
             "TLS handshakes between hosts",
             Family::default()
         );
+        let gateway_calls = register!(
+            "tombolo_dataplane_gateway_calls",
+            "Calls tried through gateways of other networks, by result",
+            Family::default()
+        );
         let dns = register!("tombolo_dns_queries", "Name lookups by result", Family::default());
         let bytes_out = register!(
             "tombolo_dataplane_sent_bytes",
@@ -123,6 +141,7 @@ impl Metrics {
             refused,
             tunnel_connections,
             handshakes,
+            gateway_calls,
             dns,
             bytes_out,
             bytes_in,

@@ -41,10 +41,12 @@ use tombolo_runtime::TaskGroup;
 use tombolo_types::SpiffeId;
 
 mod nested;
+mod paths;
 mod reverse;
 
 pub(crate) use nested::refuse_revoked;
 pub use nested::{GatewayTarget, ThroughError};
+pub use paths::QuicPath;
 pub use reverse::ReverseSession;
 
 /// Longest header list that we take in an answer. Source: ztunnel.

@@ -45,11 +45,24 @@ const CUT_OFF: VarInt = VarInt::from_u32(1);
 /// A stream that one end has given up.
 pub(crate) const STREAM_RESET: VarInt = VarInt::from_u32(8);
 
+/// Of a host's reverse session: nobody can call the host while it believes in a session that is dead.
+const REVERSE_IDLE_TIMEOUT: Duration = Duration::from_secs(8);
+/// Of a host's reverse session.
+const REVERSE_KEEPALIVE: Duration = Duration::from_secs(2);
+
 fn transport() -> Arc<TransportConfig> {
+    Arc::new(transport_with(KEEPALIVE, IDLE_TIMEOUT))
+}
+
+fn reverse_transport() -> Arc<TransportConfig> {
+    Arc::new(transport_with(REVERSE_KEEPALIVE, REVERSE_IDLE_TIMEOUT))
+}
+
+fn transport_with(keepalive: Duration, idle_timeout: Duration) -> TransportConfig {
     let mut transport = TransportConfig::default();
     transport
-        .keep_alive_interval(Some(KEEPALIVE))
-        .max_idle_timeout(IDLE_TIMEOUT.try_into().ok())
+        .keep_alive_interval(Some(keepalive))
+        .max_idle_timeout(idle_timeout.try_into().ok())
         .stream_receive_window(STREAM_WINDOW.into())
         .receive_window(CONNECTION_WINDOW.into())
         .send_window(CONNECTION_WINDOW.into())
@@ -57,7 +70,7 @@ fn transport() -> Arc<TransportConfig> {
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)
         .congestion_controller_factory(Arc::new(controller::CappedBbr));
-    Arc::new(transport)
+    transport
 }
 
 /// Who is at the other end, as its certificate proves.

@@ -2,7 +2,7 @@ use crate::{
     control::{CUT, Control, DRAIN},
     driver::{CONNECTION_WINDOW, Driver, End, FRAME_MAX, Http2, SEND_QUEUE, STREAM_WINDOW},
     half_open::HalfOpen,
-    headers::{Authority, Baggage, Forwarded, HeaderError, TRACEPARENT},
+    headers::{Authority, Baggage, FORWARDED_NETWORK, Forwarded, HeaderError, TRACEPARENT},
     io::{SharedIo, TlsIo},
     observe::{Observe, Side},
     pool::log_end,
@@ -43,7 +43,7 @@ use tombolo_runtime::TaskGroup;
 mod nested;
 mod reverse;
 
-pub use reverse::HeldSession;
+pub use reverse::{HeldSession, SessionEnd};
 
 /// Longest time that a refused peer is listened to.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -175,6 +175,11 @@ impl Incoming {
     /// What the caller says of its application: telemetry, nothing is decided by it.
     pub fn forwarded(&self) -> Forwarded {
         Forwarded::from_headers(self.headers())
+    }
+
+    /// The network that the caller names, if the call has come through a gateway: telemetry, nothing is decided by it.
+    pub fn forwarded_network(&self) -> Option<&str> {
+        self.headers().get(FORWARDED_NETWORK)?.to_str().ok()
     }
 
     /// Trace context.

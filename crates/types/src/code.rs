@@ -91,6 +91,7 @@ codes! {
     NotAvailable = "0312", Error, "This version cannot do that.", "See the changelog for when it can";
     NamesNotAsked = "0313", Warning, "This host's resolver does not ask the mesh for names of the mesh.", "Add the line that is named; nothing on the host was changed. More: docs/OPERATIONS.md, names";
     GuardRefused = "0314", Error, "Ports that a policy closes to plaintext are not guarded on this host.", "Install the package nftables; journalctl -u tombolo-netd shows what the kernel said; tombolo status lists the ports. It is tried again by itself";
+    NoReverseSession = "0315", Error, "This host only dials out, and no gateway of its network can be reached: nobody can call it.", "Check that this host may dial the gateways that are named, 443/tcp or 443/udp as a rule; it is tried again by itself";
     NameUnknown = "0401", Error, "No such name in the mesh.", "tombolo get se -A lists the services; names are <service>.<namespace>.svc.<mesh domain>";
     NameNotResolved = "0402", Error, "The mesh knows the name, but this host does not ask the mesh for it.", "Point the host's resolver at the DNS VIP: docs/OPERATIONS.md, names";
     PortUnknown = "0403", Error, "The service has no such port.", "tombolo describe se NAME lists its ports";
@@ -101,6 +102,8 @@ codes! {
     ApplicationRefuses = "0408", Error, "The endpoint was reached, but its application refused.", "Check that the application listens on its target port at the host's own address";
     PortNotDeclared = "0409", Error, "The endpoint does not deliver this port.", "Declare it: WorkloadGroup.spec.template.ports";
     EndpointNames = "0410", Error, "The endpoints of this service are names (resolution DNS), which this version does not resolve.", "Give the ServiceEntry resolution STATIC and endpoints with addresses, or call the name outside the mesh";
+    GatewayUnreachable = "0411", Error, "The endpoint is in another network, and no gateway into it could be reached.", "Check that the port of the gateways is open from here, 443/tcp as a rule; tombolo vm list -n tombolo-system shows whether they are alive";
+    GatewayRefuses = "0412", Error, "The gateway was reached, but it does not pass the call on.", "Its log names the reason: journalctl -u tombolo-gateway. An endpoint behind it may be away: tombolo vm list";
     StateCorrupt = "0501", Warning, "A state file was unreadable and was set aside.", "Nothing to do if the host is back; the file is kept beside it with .bad";
     StateUnusable = "0502", Error, "The agent's state directory cannot be used.", "Check that /var/lib/tombolo/agent belongs to the agent's user, and that the disk is not full";
     StateLocked = "0503", Error, "Another process uses the agent's state directory.", "tombolo down stops the agent; then run the command again";

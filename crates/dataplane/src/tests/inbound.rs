@@ -233,6 +233,9 @@ async fn a_policy_that_comes_during_the_decision_is_not_missed() {
     }
 }
 
+/// Where the peer has reached this host.
+const REACHED: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deliveries() {
     let mut fleet = Fleet::new();
@@ -253,7 +256,7 @@ async fn deliveries() {
         all_ports: true,
     };
     let check = |exposure: &Exposure, authority: &str| {
-        delivery(&world, &own, exposure, &authority.parse().unwrap())
+        delivery(&world, &own, exposure, &authority.parse().unwrap(), REACHED)
             .map(|d| d.port)
             .map_err(|reject| reject.reason)
     };

@@ -4,3 +4,4 @@ mod hosts;
 mod inbound;
 mod names;
 mod outbound;
+mod through;

@@ -277,7 +277,13 @@ async fn a_trial_says_how_far_it_came() {
     drop(listener);
     let results = web.dataplane.probe(&destination).await;
     assert_eq!(
-        results[0].outcome.as_ref().unwrap_err().reason(),
+        results[0]
+            .outcome
+            .as_ref()
+            .unwrap_err()
+            .open_error()
+            .unwrap()
+            .reason(),
         "refused_by_application"
     );
     assert_eq!(web.dataplane.connection_count(), 0);

@@ -6,11 +6,12 @@ use super::{
 };
 use crate::{
     OpenError, TlsError, TunnelStream,
-    control::{CUT, Control},
+    control::{CUT, Control, DRAIN},
     driver::{CONNECTION_WINDOW, FRAME_MAX, SEND_QUEUE, STREAM_WINDOW},
     driver_plain::PlainDriver,
     headers::ConnectRequest,
     observe::Side,
+    quic::Link,
     stream_io::TunnelIo,
 };
 use std::{
@@ -56,6 +57,11 @@ pub struct GatewayTarget {
 
 /// A gateway that did not answer over UDP is not asked that way again for so long.
 const NO_UDP: Duration = Duration::from_secs(60);
+/// Gateways remembered so; over it those whose time is over are forgotten.
+const NO_UDP_MAX: usize = 1024;
+/// So long the first call to a gateway waits for QUIC before it takes TCP: three round trips of 300 ms. The connection is
+/// made all the same, for later calls.
+const HEAD_START: Duration = Duration::from_secs(1);
 
 impl Pool {
     /// Opens a stream to a service in another network: CONNECT of `outer` at the gateway (over QUIC where it and
@@ -96,24 +102,28 @@ impl Pool {
         request: &ConnectRequest,
         deadline: Instant,
     ) -> Result<TunnelIo, OpenError> {
-        if let Some(quic) = gateway.quic.filter(|quic| self.shared.may_try_udp(*quic)) {
+        if let Some(quic) = gateway.quic {
             let target = Target {
                 hbone: quic,
                 expected: Arc::clone(&gateway.tcp.expected),
             };
-            let opened = timeout_at(deadline, async {
-                let link = self.shared.quic.link(&target).await?;
-                link.open(request).await
-            });
-            match opened.await {
-                Ok(Ok(io)) => return Ok(io.into()),
-                // The gateway has answered: TCP would bring the same answer.
-                Ok(Err(error @ OpenError::Status(_))) => return Err(error),
-                Ok(Err(error)) => {
-                    tracing::debug!(gateway = %quic, %error, "not over QUIC");
-                    self.shared.no_udp(quic);
+            if let Some(link) = self.shared.over_udp(&target, deadline).await {
+                let started = Instant::now();
+                match timeout_at(deadline, link.open(request)).await {
+                    Ok(Ok(io)) => return Ok(io.into()),
+                    // The gateway has answered: TCP would bring the same answer.
+                    Ok(Err(error @ OpenError::Status(_))) => return Err(error),
+                    Ok(Err(error)) => {
+                        tracing::debug!(gateway = %quic, %error, "not over QUIC");
+                        // What runs goes on: the silence may end, for example with a change of address.
+                        link.control.set(DRAIN);
+                        if matches!(error, OpenError::Timeout(_)) {
+                            self.shared.no_udp(quic);
+                        }
+                    }
+                    // It is there, and slow.
+                    Err(_) => return Err(OpenError::Timeout(started.elapsed())),
                 }
-                Err(_) => self.shared.no_udp(quic),
             }
         }
         self.open(&gateway.tcp, request, deadline)
@@ -123,11 +133,49 @@ impl Pool {
 }
 
 impl Shared {
-    fn may_try_udp(&self, gateway: SocketAddr) -> bool {
-        let mut refused = lock(&self.no_udp);
+    /// The connection over QUIC, if it is there or comes soon. Where UDP is dropped one call waits for it; once known,
+    /// it is tried again beside the calls and none waits.
+    async fn over_udp(self: &Arc<Self>, target: &Target, deadline: Instant) -> Option<Arc<Link>> {
+        if let Some(link) = self.quic.ready(target) {
+            return Some(link);
+        }
         let now = Instant::now();
-        refused.retain(|_, until| *until > now);
-        !refused.contains_key(&gateway)
+        let patience = {
+            let mut silent = lock(&self.no_udp);
+            if silent.len() >= NO_UDP_MAX {
+                silent.retain(|_, until| *until > now);
+            }
+            match silent.get_mut(&target.hbone) {
+                Some(until) if *until > now => return None,
+                Some(until) => {
+                    *until = now + NO_UDP;
+                    Duration::ZERO
+                }
+                None => HEAD_START,
+            }
+        };
+        let (shared, wanted) = (Arc::clone(self), target.clone());
+        let connecting = self.tasks.spawn_until_stopped("quic connect", async move {
+            match shared.quic.link(&wanted).await {
+                Ok(link) => {
+                    lock(&shared.no_udp).remove(&wanted.hbone);
+                    Some(link)
+                }
+                Err(error) => {
+                    tracing::debug!(gateway = %wanted.hbone, %error, "not over QUIC");
+                    shared.no_udp(wanted.hbone);
+                    None
+                }
+            }
+        });
+        match timeout_at(deadline.min(now + patience), connecting).await {
+            Ok(connected) => connected.ok()??,
+            Err(_) => {
+                // The next calls do not wait for it; it says itself when it is there.
+                self.no_udp(target.hbone);
+                None
+            }
+        }
     }
 
     fn no_udp(&self, gateway: SocketAddr) {

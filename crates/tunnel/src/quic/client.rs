@@ -1,9 +1,9 @@
 //! Connections to gateways over QUIC: one for each, shared by all calls.
 
-use super::{ALPN_QUIC, QuicIo, frame, obey, peer, transport};
+use super::{ALPN_QUIC, QuicIo, frame, obey, peer, reverse_transport, transport};
 use crate::{
-    OpenError, TlsError,
-    control::{CLOSED, CUT, Control},
+    ALPN_REVERSE, OpenError, TlsError,
+    control::{CLOSED, CUT, Control, DRAIN},
     headers::ConnectRequest,
     pool::{Admit, Target},
 };
@@ -23,6 +23,9 @@ use tombolo_runtime::TaskGroup;
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
 /// Streams of one connection.
 const STREAMS_MAX: usize = 1000;
+/// A peer that is there acknowledges within a round trip. One from which nothing at all comes for so long, after it was
+/// asked something, is gone, or UDP is dropped on the way now.
+const SILENCE: Duration = Duration::from_millis(1500);
 
 /// A connection and who is at its other end.
 pub(crate) struct Link {
@@ -37,7 +40,12 @@ impl Link {
         self.control.has(CLOSED | CUT)
     }
 
-    /// Opens a stream. Cancel-safe: the stream is reset.
+    /// True if streams may be opened on it.
+    fn is_usable(&self) -> bool {
+        !self.control.has(CLOSED | CUT | DRAIN)
+    }
+
+    /// Opens a stream. Cancel-safe: the stream is reset. [`OpenError::Timeout`]: the peer is silent, not slow.
     pub(crate) async fn open(&self, request: &ConnectRequest) -> Result<QuicIo, OpenError> {
         let lease = self
             .control
@@ -45,8 +53,25 @@ impl Link {
             .ok_or(OpenError::Status(503))?;
         let (send, recv) = self.connection.open_bi().await.map_err(|error| lost(&error))?;
         let mut io = QuicIo::new(send, recv, lease);
-        frame::write_open(&mut io.send, request).await?;
-        match frame::read_status(&mut io.recv).await? {
+        let status = {
+            let asked = async {
+                frame::write_open(&mut io.send, request).await?;
+                frame::read_status(&mut io.recv).await
+            };
+            tokio::pin!(asked);
+            let mut heard = self.connection.stats().udp_rx.datagrams;
+            loop {
+                if let Ok(status) = timeout(SILENCE, &mut asked).await {
+                    break status?;
+                }
+                let now = self.connection.stats().udp_rx.datagrams;
+                if now == heard {
+                    return Err(OpenError::Timeout(SILENCE));
+                }
+                heard = now;
+            }
+        };
+        match status {
             200 => Ok(io),
             code => Err(OpenError::Status(code)),
         }
@@ -132,7 +157,7 @@ impl QuicClient {
                 && key.bundle_generation == current.bundle_generation;
             match cell.get() {
                 Some(link) if !present => {
-                    link.control.set(crate::control::DRAIN);
+                    link.control.set(DRAIN);
                     false
                 }
                 Some(link) => !link.is_closed(),
@@ -141,23 +166,35 @@ impl QuicClient {
         });
     }
 
-    /// The connection to a gateway; at most one is being made at a time.
-    pub(crate) async fn link(&self, target: &Target) -> Result<Arc<Link>, OpenError> {
+    fn key(&self, target: &Target) -> Key {
         let current = self.live.current();
-        let key = Key {
+        Key {
             target: target.clone(),
             certificate_generation: current.certificate_generation,
             bundle_generation: current.bundle_generation,
-        };
+        }
+    }
+
+    /// The connection to a gateway, if it is there.
+    pub(crate) fn ready(&self, target: &Target) -> Option<Arc<Link>> {
+        let links = self.links();
+        let link = links.get(&self.key(target))?.get()?;
+        link.is_usable().then(|| Arc::clone(link))
+    }
+
+    /// The connection to a gateway; at most one is being made at a time.
+    pub(crate) async fn link(&self, target: &Target) -> Result<Arc<Link>, OpenError> {
+        let key = self.key(target);
+        let bundle_generation = key.bundle_generation;
         let cell = {
             let mut links = self.links();
             let cell = links.entry(key).or_default();
-            if cell.get().is_some_and(|link| link.is_closed()) {
+            if cell.get().is_some_and(|link| !link.is_usable()) {
                 *cell = Cell::default();
             }
             Arc::clone(cell)
         };
-        cell.get_or_try_init(|| self.connect(target, current.bundle_generation))
+        cell.get_or_try_init(|| self.connect(target, bundle_generation))
             .await
             .cloned()
     }
@@ -196,7 +233,11 @@ impl QuicClient {
         tls.alpn_protocols = vec![alpn.to_vec()];
         let crypto = QuicClientConfig::try_from(tls).map_err(|error| protocol(&error))?;
         let mut config = ClientConfig::new(Arc::new(crypto));
-        config.transport_config(transport());
+        config.transport_config(if alpn == ALPN_REVERSE {
+            reverse_transport()
+        } else {
+            transport()
+        });
         let endpoint = self.endpoint(target.hbone)?;
         // No name is sent; the verifier looks at the identity.
         let connecting = endpoint

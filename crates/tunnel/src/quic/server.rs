@@ -7,7 +7,7 @@ use crate::{
     driver::End,
     observe::Side,
     pool::{ReverseSession, Target},
-    server::{Accepted, HeldSession, Incoming, Server, Service, run},
+    server::{Accepted, HeldSession, Incoming, Server, Service, SessionEnd, run},
     stream_io::TunnelIo,
 };
 use quinn::{
@@ -103,6 +103,7 @@ impl Server {
         let accepted = accepted(&peer, local, &connection);
         let (server, group) = (self.clone(), tasks.clone());
         let shown = Arc::clone(&peer);
+        let end = SessionEnd(Arc::clone(&accepted.control));
         let run = async move {
             // The endpoint lives as long as the session.
             let _client = client;
@@ -119,6 +120,7 @@ impl Server {
         Ok(HeldSession {
             peer: shown,
             local,
+            end,
             run,
         })
     }

@@ -3,7 +3,7 @@
 use super::{Accepted, Incoming, Server, ServerSide, Service, http2, run, socket_options};
 use crate::{
     ALPN_REVERSE, OpenError, TlsError,
-    control::Control,
+    control::{CUT, Control, DRAIN},
     driver::Driver,
     io::{SharedIo, TlsIo},
     tls::{self, HandshakeError},
@@ -24,8 +24,31 @@ pub struct HeldSession<F> {
     pub peer: Arc<Peer>,
     /// Our end of the connection.
     pub local: SocketAddr,
+    /// Ends it before its time.
+    pub end: SessionEnd,
     /// Serves until the session ends; dropped, the session is cut.
     pub run: F,
+}
+
+/// Ends a reverse session. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct SessionEnd(pub(crate) Arc<Control>);
+
+impl SessionEnd {
+    /// Takes no new calls; it ends with the last that runs.
+    pub fn drain(&self) {
+        self.0.set(DRAIN);
+    }
+
+    /// Ends it at once, and every call in it.
+    pub fn cut(&self) {
+        self.0.set(CUT);
+    }
+
+    /// Calls that run in it.
+    pub fn streams(&self) -> usize {
+        self.0.streams()
+    }
 }
 
 impl Server {
@@ -66,11 +89,17 @@ impl Server {
             tasks.clone(),
             &self.shared.limits,
         );
+        let end = SessionEnd(Arc::clone(&control));
         let driver = Driver::new(side, io, control);
         let run = async move {
             run(driver, accepted, bundle_generation, &*routed, &server.shared).await;
         };
-        Ok(HeldSession { peer, local, run })
+        Ok(HeldSession {
+            peer,
+            local,
+            end,
+            run,
+        })
     }
 
     async fn shake_reverse(
