@@ -5,7 +5,7 @@ use crate::{
     front::Front,
     guard,
     handover::{self, Kind},
-    linger, names, notify, previous, reload, status,
+    linger, names, notify, previous, reload, reverse, status,
     successor::{self, Inherited},
 };
 use anyhow::Context as _;
@@ -98,6 +98,8 @@ pub(crate) struct Agent {
     pub(crate) host_names: watch::Sender<HostNames>,
     /// Which declared ports are closed to plaintext.
     pub(crate) guard: watch::Sender<guard::Report>,
+    /// Sessions with gateways, of a host that only dials out.
+    pub(crate) reverse: watch::Sender<reverse::Report>,
     /// Set by the admin API.
     pub(crate) drain: watch::Sender<bool>,
     /// Reloads that the admin API was asked for.
@@ -147,6 +149,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         names: watch::Sender::new(names::Verdict::Unknown),
         host_names: watch::Sender::new(HostNames::default()),
         guard: watch::Sender::new(guard::Report::default()),
+        reverse: watch::Sender::new(reverse::Report::default()),
         drain: watch::Sender::new(false),
         reload,
         front: Front::new(&tasks),
@@ -291,6 +294,7 @@ async fn live(
     let front = &agent.front.tasks;
     status::follow(agent, front);
     guard::follow(agent, options, front);
+    reverse::follow(agent, front);
     if let Some(inherited) = inherited.take_if(|inherited| inherited.capture.is_none()) {
         inherited.complete(agent, options, tasks).await?;
     }

@@ -22,6 +22,7 @@ mod ordinary;
 mod previous;
 mod reload;
 mod reload_verb;
+mod reverse;
 mod status;
 mod successor;
 mod why;

@@ -78,6 +78,7 @@ pub(crate) fn findings(agent: &Agent) -> Vec<Problem> {
         found.push(problem.clone());
     }
     found.extend(agent.guard.borrow().problem.clone());
+    found.extend(agent.reverse.borrow().problem());
     let policies_synced = enrolled.world.load().policies_synced();
     found.extend(judged(
         &status,
@@ -162,6 +163,9 @@ pub(crate) fn response(agent: &Agent) -> StatusResponse {
     if let Some(enrolled) = agent.enrolled.get() {
         describe(enrolled, &mut response);
         response.plaintext = agent.guard.borrow().ports.iter().map(plaintext).collect();
+        let reverse = agent.reverse.borrow();
+        response.reverse = reverse.sessions();
+        response.outbound_only = reverse.network.is_some();
     }
     response
 }
@@ -247,7 +251,7 @@ pub(crate) fn follow(agent: &Arc<Agent>, tasks: &TaskGroup) {
         };
         let (mut control, mut dataplane) = (enrolled.control.watch_status(), agent.dataplane.subscribe());
         let (mut health, mut names) = (enrolled.health.subscribe(), agent.names.subscribe());
-        let mut guard = agent.guard.subscribe();
+        let (mut guard, mut reverse) = (agent.guard.subscribe(), agent.reverse.subscribe());
         let mut obstacle = agent.obstacle.subscribe();
         let mut last = String::new();
         loop {
@@ -267,6 +271,7 @@ pub(crate) fn follow(agent: &Arc<Agent>, tasks: &TaskGroup) {
                 changed = health.changed() => changed.is_ok(),
                 changed = names.changed() => changed.is_ok(),
                 changed = guard.changed() => changed.is_ok(),
+                changed = reverse.changed() => changed.is_ok(),
                 changed = obstacle.changed() => changed.is_ok(),
             };
             if !changed {

@@ -6,7 +6,9 @@ use crate::{
 };
 use serde_json::{Value, json};
 use std::{fmt::Write as _, process::ExitCode};
-use tombolo_proto::tombolo::agent::v1::{Finding, HostResolver, PortGuard, StatusRequest, StatusResponse};
+use tombolo_proto::tombolo::agent::v1::{
+    Finding, HostResolver, PortGuard, ReverseSession, StatusRequest, StatusResponse,
+};
 
 /// What this host is in the mesh and how it is. Exits with 1 if something is wrong.
 #[derive(Debug, clap::Args)]
@@ -50,7 +52,11 @@ pub(crate) fn finding(finding: &Finding) -> String {
 pub(crate) fn shown(status: &StatusResponse) -> String {
     let mut shown = String::new();
     let mut field = |name: &str, value: &str| {
-        let name = if name.is_empty() { String::new() } else { format!("{name}:") };
+        let name = if name.is_empty() {
+            String::new()
+        } else {
+            format!("{name}:")
+        };
         let _ = writeln!(shown, "{name:<14}{value}");
     };
     field("State", &status.state);
@@ -109,7 +115,10 @@ pub(crate) fn shown(status: &StatusResponse) -> String {
             &if status.captured.is_empty() {
                 "nothing".to_owned()
             } else {
-                format!("{} (addresses of the mesh, nothing else)", status.captured.join(", "))
+                format!(
+                    "{} (addresses of the mesh, nothing else)",
+                    status.captured.join(", ")
+                )
             },
         );
         if let Some(line) = resolver(status) {
@@ -118,9 +127,16 @@ pub(crate) fn shown(status: &StatusResponse) -> String {
         for (n, line) in plaintext(status).iter().enumerate() {
             field(if n == 0 { "Plaintext" } else { "" }, line);
         }
+        if let Some(line) = reverse(status) {
+            field("Reverse", &line);
+        }
         let mut connections = status.open_connections.to_string();
         if status.previous_processes > 0 {
-            let _ = write!(connections, ", and {} in the process before the last reload", status.previous_connections);
+            let _ = write!(
+                connections,
+                ", and {} in the process before the last reload",
+                status.previous_connections
+            );
         }
         field("Connections", &connections);
     }
@@ -141,6 +157,33 @@ pub(crate) fn resolver(status: &StatusResponse) -> Option<String> {
         "resolv-conf" => format!("all looked up by this agent first, then by {name} (names: resolv-conf)"),
         backend => format!("looked up by {name}, which asks the mesh for {domain} (names: {backend})"),
     })
+}
+
+/// The way in to a host that only dials out.
+fn reverse(status: &StatusResponse) -> Option<String> {
+    if !status.outbound_only {
+        return None;
+    }
+    let mut transports: Vec<&str> = status
+        .reverse
+        .iter()
+        .map(|session| session.transport.as_str())
+        .filter(|transport| !transport.is_empty())
+        .collect();
+    let (up, all) = (transports.len(), status.reverse.len());
+    transports.sort_unstable();
+    transports.dedup();
+    let how = if up == 0 {
+        String::new()
+    } else {
+        format!(" ({})", transports.join(", "))
+    };
+    let s = if all == 1 { "" } else { "s" };
+    let mut line = format!("{up} of {all} gateway{s}{how}");
+    for session in status.reverse.iter().filter(|one| one.transport.is_empty()) {
+        let _ = write!(line, "; {}: {}", session.gateway, session.problem);
+    }
+    Some(line)
 }
 
 /// A line for each declared port: who may call it past the mesh, and why.
@@ -188,7 +231,14 @@ fn value(status: &StatusResponse) -> Value {
         json!({"port": port, "stance": declared.stance, "why": declared.why})
     };
     let plaintext: Vec<Value> = status.plaintext.iter().map(plaintext).collect();
+    let session = |held: &ReverseSession| {
+        let transport = (!held.transport.is_empty()).then_some(&held.transport);
+        json!({"gateway": held.gateway, "transport": transport, "problem": held.problem})
+    };
+    let reverse: Vec<Value> = status.reverse.iter().map(session).collect();
     json!({
+        "outboundOnly": status.outbound_only,
+        "reverse": reverse,
         "plaintext": plaintext,
         "resolver": status.resolver.as_ref().map(|found| json!({"name": found.name, "backend": found.backend})),
         "version": status.version, "discoveryVersion": status.discovery_version, "state": status.state, "identity": status.identity,
@@ -207,6 +257,28 @@ fn value(status: &StatusResponse) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_way_in_to_a_host_that_only_dials_out() {
+        let session = |gateway: &str, transport: &str, problem: &str| ReverseSession {
+            gateway: gateway.into(),
+            transport: transport.into(),
+            problem: problem.into(),
+        };
+        let mut status = StatusResponse::default();
+        assert_eq!(reverse(&status), None);
+        status.outbound_only = true;
+        assert_eq!(reverse(&status).unwrap(), "0 of 0 gateways");
+        status.reverse = vec![session("a:443", "quic", ""), session("b:443", "quic", "")];
+        assert_eq!(reverse(&status).unwrap(), "2 of 2 gateways (quic)");
+        status.reverse[1] = session("b:443", "", "no answer within 3s");
+        assert_eq!(
+            reverse(&status).unwrap(),
+            "1 of 2 gateways (quic); b:443: no answer within 3s"
+        );
+        assert_eq!(value(&status)["reverse"][0]["transport"], "quic");
+        assert!(value(&status)["reverse"][1]["transport"].is_null());
+    }
 
     #[test]
     fn a_host_without_discovery() {
@@ -253,7 +325,10 @@ mod tests {
         assert_eq!(value(&status)["controlConnected"], false);
         let plaintext = value(&status)["plaintext"].clone();
         assert_eq!(plaintext[0]["port"], 8080);
-        assert_eq!((&plaintext[2]["port"], &plaintext[1]["stance"]), (&json!("*"), &json!("unguarded")));
+        assert_eq!(
+            (&plaintext[2]["port"], &plaintext[1]["stance"]),
+            (&json!("*"), &json!("unguarded"))
+        );
         let idle = shown(&StatusResponse {
             state: "NotEnrolled".into(),
             ..Default::default()
