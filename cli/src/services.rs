@@ -88,7 +88,9 @@ impl Layout {
     /// Where netd finds the owner's word, and keeps what it must not forget.
     fn tell_netd(&self, command: &mut Command) {
         command.arg("--config").arg(&self.config);
-        command.arg("--state-dir").arg(self.state_dir.with_file_name("netd"));
+        command
+            .arg("--state-dir")
+            .arg(self.state_dir.with_file_name("netd"));
     }
 
     /// The user that the agent runs as.
@@ -228,18 +230,25 @@ pub(crate) async fn renew_netd(layout: &Layout) -> Result<(), Failure> {
     if layout.systemd() {
         return systemctl(&["try-restart", "tombolo-netd.service"]);
     }
-    stop_process(layout, Service::Netd, NETD_STOP_TIMEOUT).await.map(drop)
+    stop_process(layout, Service::Netd, NETD_STOP_TIMEOUT)
+        .await
+        .map(drop)
 }
 
 /// Stops the agent (it drains), has netd take back what it did to the host, and stops netd. True if anything ran.
 pub(crate) async fn stop(layout: &Layout) -> Result<bool, Failure> {
     let systemd = layout.systemd();
+    // Now: with the unit goes the folder that tells of them.
+    let before = previous(layout);
     if systemd {
         halt("tombolo-agent.service")?;
     }
     let agent = stop_process(layout, Service::Agent, AGENT_STOP_TIMEOUT).await?;
     // The agent has had them drained; one that it did not know of is told here.
-    for pid in previous(layout) {
+    for pid in before
+        .into_iter()
+        .filter(|&pid| is_program(pid, Service::Agent.program()))
+    {
         let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
         let deadline = Instant::now() + AGENT_STOP_TIMEOUT;
         while is_program(pid, Service::Agent.program()) && Instant::now() < deadline {
@@ -355,7 +364,10 @@ pub(crate) fn running(layout: &Layout, service: Service) -> Option<Pid> {
 
 /// Processes of the agent that have handed over at a reload and are not done yet.
 fn previous(layout: &Layout) -> Vec<i32> {
-    let sockets = fs::read_dir(layout.run_dir.join("agent/previous")).into_iter().flatten().flatten();
+    let sockets = fs::read_dir(layout.run_dir.join("agent/previous"))
+        .into_iter()
+        .flatten()
+        .flatten();
     sockets
         .filter_map(|socket| socket.path().file_stem()?.to_str()?.parse().ok())
         .filter(|&pid| is_program(pid, Service::Agent.program()))

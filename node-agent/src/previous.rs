@@ -13,7 +13,7 @@ use std::{
 };
 use tokio::{
     sync::watch,
-    time::{sleep, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 use tombolo_capture::handover::Packets;
 use tombolo_runtime::{Reader, TaskGroup};
@@ -25,6 +25,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const DEBOUNCE: Duration = Duration::from_millis(200);
 /// Most of them: with one more, the oldest is drained. Each is a process with its own memory.
 pub(crate) const PREVIOUS_MAX: usize = 3;
+
+/// In the place of [`Previous::since_unix_ms`] until the process has said it.
+const UNKNOWN: i64 = i64::MIN;
 
 /// One of them.
 #[derive(Debug, Clone)]
@@ -62,24 +65,31 @@ impl All {
         )
     }
 
-    /// Makes room for one more.
-    pub(crate) fn make_room(&self) {
+    /// Has the oldest drained where there are too many. The main process does it for those that it finds: it is there
+    /// to repeat it, when the one that asked for the reload is not.
+    fn limit(&self) {
         let mut since: Vec<i64> = self
             .list
             .borrow()
             .values()
             .map(|previous| previous.since_unix_ms)
+            .filter(|&since| since != UNKNOWN)
             .collect();
         since.sort_unstable();
-        if since.len() >= PREVIOUS_MAX
-            && let Some(&latest) = since.get(since.len() - PREVIOUS_MAX)
-        {
+        let over = since.len().saturating_sub(PREVIOUS_MAX);
+        let Some(&latest) = over.checked_sub(1).and_then(|last| since.get(last)) else {
+            return;
+        };
+        let told = self.drain_until.send_if_modified(|until| {
+            let more = *until < latest;
+            *until = (*until).max(latest);
+            more
+        });
+        if told {
             tracing::warn!(
                 processes = since.len(),
                 "the oldest of the processes before is drained: no more than {PREVIOUS_MAX} are kept"
             );
-            self.drain_until
-                .send_modify(|until| *until = (*until).max(latest));
         }
     }
 
@@ -97,6 +107,11 @@ fn sockets(run_dir: &Path) -> Vec<PathBuf> {
         .flatten()
         .flatten();
     entries.map(|entry| entry.path()).collect()
+}
+
+/// The process that listens at a socket: its number is the name.
+fn number(path: &Path) -> Option<u32> {
+    path.file_stem()?.to_str()?.parse().ok()
 }
 
 /// Connects to one; a socket that nobody serves is removed.
@@ -152,16 +167,25 @@ pub(crate) fn follow(agent: &Arc<Agent>, run_dir: &Path, tasks: &TaskGroup) {
         return;
     };
     for path in sockets(run_dir) {
+        let Some(pid) = number(&path) else { continue };
         let (agent, world) = (Arc::clone(agent), enrolled.world.clone());
+        // Known at once: a drain that comes next waits for it.
+        agent.previous.list.send_modify(|list| {
+            list.entry(pid).or_insert_with(|| Previous {
+                version: String::new(),
+                since_unix_ms: UNKNOWN,
+                connections: 0,
+            });
+        });
         tasks.spawn_until_stopped("process before", async move {
             let (packets, hello) = match connect(&path).await {
                 Ok(connected) => connected,
                 Err(error) => {
                     tracing::debug!(%error, path = %path.display(), "no process before");
+                    agent.previous.list.send_modify(|list| drop(list.remove(&pid)));
                     return;
                 }
             };
-            let pid = hello.pid;
             let previous = Previous {
                 version: hello.version.clone(),
                 since_unix_ms: hello.since_unix_ms,
@@ -176,7 +200,8 @@ pub(crate) fn follow(agent: &Arc<Agent>, run_dir: &Path, tasks: &TaskGroup) {
                 .previous
                 .list
                 .send_modify(|list| drop(list.insert(pid, previous)));
-            let end = converse(&agent, &packets, &hello, world).await;
+            agent.previous.limit();
+            let end = converse(&agent, &packets, pid, hello.since_unix_ms, world).await;
             tracing::debug!(pid, ?end, "a process before is gone");
             agent.previous.list.send_modify(|list| drop(list.remove(&pid)));
             let _ = std::fs::remove_file(path);
@@ -187,40 +212,41 @@ pub(crate) fn follow(agent: &Arc<Agent>, run_dir: &Path, tasks: &TaskGroup) {
 async fn converse(
     agent: &Agent,
     packets: &Packets,
-    hello: &Hello,
+    pid: u32,
+    since_unix_ms: i64,
     mut world: Reader<Snapshot>,
 ) -> io::Result<()> {
     let mut drain = agent.previous.drain_until.subscribe();
-    let (mut tell, mut drained) = (true, false);
+    let (mut tell, mut drained) = (Some(Instant::now()), false);
     loop {
         // Not held over the answer: a guard must not cross an await.
-        let told = async {
-            drain
-                .wait_for(|until| *until >= hello.since_unix_ms)
-                .await
-                .is_ok()
+        let told = async { drain.wait_for(|until| *until >= since_unix_ms).await.is_ok() };
+        let due = async {
+            match tell {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
         };
-        if tell {
-            let snapshot = world.load();
-            send_file(packets, &Message::World, &snapshot.encode()).await?;
-            tell = false;
-        }
         tokio::select! {
             received = packets.receive() => {
                 let Some((bytes, _)) = received? else { return Ok(()) };
                 if let Ok(Message::Connections { count }) = serde_json::from_slice(&bytes) {
                     agent.previous.list.send_if_modified(|list| {
-                        let Some(previous) = list.get_mut(&hello.pid) else { return false };
+                        let Some(previous) = list.get_mut(&pid) else { return false };
                         std::mem::replace(&mut previous.connections, count) != count
                     });
                 }
             }
-            changed = world.changed() => {
+            changed = world.changed(), if tell.is_none() => {
                 if changed.is_none() {
                     return Ok(());
                 }
-                sleep(DEBOUNCE).await;
-                tell = true;
+                tell = Some(Instant::now() + DEBOUNCE);
+            }
+            () = due => {
+                tell = None;
+                let bytes = world.load().encode();
+                send_file(packets, &Message::World, &bytes).await?;
             }
             told = told, if !drained => {
                 if !told {
@@ -231,5 +257,55 @@ async fn converse(
                 said.map_err(io::Error::from)??;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all(since: &[i64]) -> All {
+        let all = All::default();
+        for (pid, &since_unix_ms) in (1..).zip(since) {
+            let previous = Previous {
+                version: String::new(),
+                since_unix_ms,
+                connections: 1,
+            };
+            all.list.send_modify(|list| drop(list.insert(pid, previous)));
+            all.limit();
+        }
+        all
+    }
+
+    #[test]
+    fn the_newest_three_are_kept_in_whatever_order_they_are_found() {
+        for (since, until) in [
+            (&[10, 20, 30][..], i64::MIN),
+            (&[10, 20, 30, 40], 10),
+            (&[40, 10, 30, 20], 10),
+            (&[50, 40, 30, 20, 10], 20),
+            // One that has not said it yet is not the oldest.
+            (&[UNKNOWN, 20, 30, 40], i64::MIN),
+        ] {
+            assert_eq!(*all(since).drain_until.borrow(), until, "{since:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_drain_waits_for_all_of_them() {
+        let all = Arc::new(all(&[10, UNKNOWN]));
+        assert_eq!(all.counts(), (2, 2));
+        let gone = Arc::clone(&all);
+        let drained = async { all.drain().await };
+        let ends = async {
+            for pid in [1, 2] {
+                tokio::task::yield_now().await;
+                assert_eq!(*gone.drain_until.borrow(), i64::MAX);
+                gone.list.send_modify(|list| drop(list.remove(&pid)));
+            }
+        };
+        tokio::join!(drained, ends);
+        assert_eq!(all.counts(), (0, 0));
     }
 }

@@ -148,14 +148,23 @@ async fn start(options: &Options) -> Result<Packets, Problem> {
     }
 }
 
+fn new_failed(error: io::Error) -> Problem {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe => {
+            failed("the new agent has ended before it had taken over; its own log says why")
+        }
+        io::ErrorKind::TimedOut => failed("the new agent did not answer in time"),
+        _ => failed(format!("the new agent: {error}")),
+    }
+}
+
 async fn attempt(agent: &Arc<Agent>, options: &Options) -> Result<HandedOver, Problem> {
     let begun = Instant::now();
-    agent.previous.make_room();
     let packets = start(options).await?;
     let listen = async |message: io::Result<(Message, Vec<OwnedFd>)>| match message {
         Ok((Message::Failed { message }, _)) => Err(failed(message)),
         Ok((message, _)) => Ok(message),
-        Err(error) => Err(failed(format!("the new agent: {error}"))),
+        Err(error) => Err(new_failed(error)),
     };
     let Message::Hello(hello) = listen(receive(&packets, PREPARE_MAX).await).await? else {
         return Err(failed("the new agent did not say hello"));
@@ -163,7 +172,7 @@ async fn attempt(agent: &Arc<Agent>, options: &Options) -> Result<HandedOver, Pr
     hello.check().map_err(failed)?;
     send(&packets, &Message::Hello(Hello::new(0)), &[])
         .await
-        .map_err(failed)?;
+        .map_err(new_failed)?;
     let Message::Prepared = listen(receive(&packets, PREPARE_MAX).await).await? else {
         return Err(failed("the new agent did not say that it is prepared"));
     };
@@ -184,7 +193,9 @@ async fn attempt(agent: &Arc<Agent>, options: &Options) -> Result<HandedOver, Pr
             health: enrolled.and_then(|enrolled| handover::health_said(&enrolled.health.borrow())),
             device: enrolled.map_or_else(String::new, |e| e.control.registration().device.to_string()),
         };
-        send(&packets, &take_over, &descriptors).await.map_err(failed)?;
+        send(&packets, &take_over, &descriptors)
+            .await
+            .map_err(new_failed)?;
         match listen(receive(&packets, SERVE_MAX).await).await? {
             Message::Serving => Ok(()),
             other => Err(failed(format!("the new agent said {other:?}"))),

@@ -46,11 +46,20 @@ start_units() {
 }
 
 # renew_units NAME…: those that run take the new program: by reload where the unit can, so that no connection is lost.
+# One that cannot (it is of a version that does not know how) is restarted, unless the new program would not start.
 renew_units() {
   booted || return 0
   systemctl daemon-reload || :
   for unit in "$@"; do
-    systemctl try-reload-or-restart "$unit" || :
+    systemctl try-reload-or-restart "$unit" && continue
+    [ "$(systemctl show --value -p CanReload "$unit")" = yes ] && systemctl --quiet is-active "$unit" || continue
+    program=/usr/bin/${unit%.service}
+    if "$program" config >/dev/null; then
+      echo "$unit: the running one does not hand over, so it is restarted: open connections get the time of a drain"
+      systemctl try-restart "$unit" || :
+    else
+      echo "$unit: the running one goes on with the old program; mend the configuration, then: systemctl reload ${unit%.service}"
+    fi
   done
 }
 

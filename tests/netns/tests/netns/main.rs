@@ -15,6 +15,7 @@ mod migration;
 mod names;
 mod policy;
 mod reload;
+mod reload_limits;
 mod survival;
 mod time;
 mod traffic;

@@ -14,7 +14,7 @@ const STREAMS: &str = "1000";
 /// New connections per second meanwhile.
 const RATE: &str = "500";
 
-fn reload(vm: &Vm) -> Result<Output> {
+pub(crate) fn reload(vm: &Vm) -> Result<Output> {
     vm.host.run("tombolo-agent", &["reload"])
 }
 
@@ -29,7 +29,7 @@ fn stop(host: &Host) -> Result<()> {
 }
 
 /// The agent that answers at the admin socket.
-fn main_pid(vm: &Vm) -> Result<i32> {
+pub(crate) fn main_pid(vm: &Vm) -> Result<i32> {
     let text = vm.host.sh("cat /run/tombolo/agent/agent.pid")?.checked()?.stdout;
     text.trim().parse().context(text)
 }

@@ -5,7 +5,12 @@ use anyhow::{Context as _, Result, ensure};
 use std::{collections::BTreeMap, fs};
 use tombolo_packages::{Machine, Yard, packaging, revision};
 
-const UNITS: [&str; 3] = ["tombolo-agent", "tombolo-netd", "tombolo-discovery"];
+const UNITS: [&str; 4] = [
+    "tombolo-agent",
+    "tombolo-netd",
+    "tombolo-gateway",
+    "tombolo-discovery",
+];
 
 /// What proves a line.
 enum Proof {
@@ -33,7 +38,9 @@ const PROOFS: &[(&str, Proof)] = &[
     ("Group", Holds("test \"$(id -g)\" != 0")),
     (
         "SupplementaryGroups",
-        Reason("dnsmasq_and_unbound_get_a_file_of_their_own_and_give_it_back reads owner and group of the file"),
+        Reason(
+            "dnsmasq_and_unbound_get_a_file_of_their_own_and_give_it_back reads owner and group of the file",
+        ),
     ),
     ("RuntimeDirectory", Reason("the_sandbox_holds writes there")),
     (
@@ -217,7 +224,7 @@ fn every_hardening_line_is_tried_or_has_a_reason() -> Result<()> {
     let yard = Yard::new()?;
     let vm = yard.machine("vm")?;
     vm.add_repository(revision(1)?)?;
-    vm.apt("install tombolo-agent tombolo-discovery")?;
+    vm.apt("install tombolo-agent tombolo-gateway tombolo-discovery")?;
     vm.ok("touch /tmp/marker /root/.profile")?;
     for unit in UNITS {
         let lines = service_lines(unit)?;

@@ -2,7 +2,7 @@
 //!
 //! `serve MODE PORT`: `echo`, `sum` (reads to the end, answers length and checksum), `banner` (speaks first, then
 //! echoes), `reset` (resets after the first byte), `source` (first line names a number of bytes to send), `slow`
-//! (reads 64 KiB per 100 ms and then answers the sum).
+//! (reads 64 KiB per 100 ms and then answers the sum), `http` (one GET a connection).
 //! `call MODE HOST PORT [N]`: `sum` (sends N bytes, half-closes, checks the answer), `source` (asks for N bytes and
 //! checks them), `echo` (N bytes both ways), `banner`, `reset` (says what ended the connection), `hold` (N connections,
 //! one byte each way, then waits for a line on stdin and checks all again), `connect` (prints how connect() ended),
@@ -72,6 +72,11 @@ fn answer(mode: &str, mut socket: TcpStream) -> Result<()> {
                 },
             )
             .map_err(Error::from)
+        }
+        "http" => {
+            let mut lines = BufReader::new(socket.try_clone()?).lines();
+            while lines.next().transpose()?.is_some_and(|line| !line.is_empty()) {}
+            socket.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello")
         }
         "source" => {
             let mut line = String::new();
