@@ -1,17 +1,15 @@
 //! `tombolo-gateway join`.
 
+use crate::config;
 use anyhow::Context as _;
 use std::{
-    collections::HashMap,
     io::Read as _,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
-use tombolo_control_client::{Claims, Enroller, State, host};
-use tombolo_types::{Code, JoinToken};
+use tombolo_control_client::{Claims, Enroller, GatewayClaims, State, host};
+use tombolo_types::{Code, JoinToken, ports};
 
-/// Label of a gateway's entry: where callers of other networks reach it.
-pub(crate) const ADDRESS_LABEL: &str = "tombolo.io/gateway-address";
 /// Longest text that is read as a token.
 const TOKEN_BYTES_MAX: u64 = 16 << 10;
 /// Whose the state becomes when root enrols.
@@ -26,6 +24,11 @@ pub(crate) struct Args {
     /// HOST:PORT under which other networks reach this gateway; none: the address that discovery sees, port 15008.
     #[arg(long = "address", value_name = "HOST:PORT", value_parser = address)]
     addresses: Vec<String>,
+    /// Port of QUIC at the same hosts: that of the first address unless given; 0 if UDP does not reach this gateway.
+    #[arg(long, value_name = "PORT")]
+    quic_port: Option<u16>,
+    #[command(flatten)]
+    settings: config::Args,
     /// Keys, certificate, registration and snapshot.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/tombolo/gateway")]
     state_dir: PathBuf,
@@ -44,6 +47,7 @@ fn address(text: &str) -> Result<String, String> {
 
 /// Enrols, once.
 pub(crate) async fn join(args: Args) -> anyhow::Result<()> {
+    let settings = args.settings.load()?;
     let text = token(args.token_file.as_deref())?;
     let token =
         JoinToken::decode(&text).map_err(|error| anyhow::anyhow!(Code::TokenMalformed.message(error)))?;
@@ -53,13 +57,12 @@ pub(crate) async fn join(args: Args) -> anyhow::Result<()> {
         return Err(problem.into());
     }
     let state = State::open(&args.state_dir, owner()).map_err(|error| error.problem())?;
-    let mut labels = HashMap::new();
-    if !args.addresses.is_empty() {
-        labels.insert(ADDRESS_LABEL.to_owned(), args.addresses.join(","));
-    }
     let claims = Claims {
-        addresses: host::addresses(None),
-        labels,
+        addresses: host::addresses(Some(&preflight.plan)),
+        gateway: Some(GatewayClaims {
+            quic_port: quic_port(args.quic_port, &args.addresses, settings.quic),
+            addresses: args.addresses,
+        }),
         ..Claims::of_this_host()
     };
     let registration = enroller.enroll(&state, claims).await?;
@@ -71,6 +74,15 @@ pub(crate) async fn join(args: Args) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// QUIC is served at the ports of TCP, unless it is switched off.
+fn quic_port(given: Option<u16>, addresses: &[String], served: bool) -> Option<u16> {
+    let same = addresses
+        .first()
+        .and_then(|address| address.rsplit_once(':')?.1.parse().ok())
+        .unwrap_or(ports::HBONE);
+    Some(given.unwrap_or(same)).filter(|port| served && *port != 0)
 }
 
 fn token(file: Option<&Path>) -> anyhow::Result<String> {
@@ -108,5 +120,35 @@ fn owner() -> Option<(u32, u32)> {
         None => std::fs::metadata("/proc/self")
             .ok()
             .map(|own| (own.uid(), own.gid())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_can_be_said() {
+        for (text, fits) in [
+            ("gw.example.com:443", true),
+            ("[2001:db8::1]:443", true),
+            ("gw.example.com", false),
+            ("gw.example.com:0", false),
+            (":443", false),
+            ("a,b:443", false),
+            ("https://gw.example.com:443", false),
+        ] {
+            assert_eq!(address(text).is_ok(), fits, "{text}");
+        }
+    }
+
+    #[test]
+    fn quic_is_where_tcp_is() {
+        let at = ["gw.example.com:443".to_owned()];
+        assert_eq!(quic_port(None, &at, true), Some(443));
+        assert_eq!(quic_port(None, &[], true), Some(15008));
+        assert_eq!(quic_port(Some(8443), &at, true), Some(8443));
+        assert_eq!(quic_port(Some(0), &at, true), None);
+        assert_eq!(quic_port(None, &at, false), None);
     }
 }

@@ -10,10 +10,12 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rand::TryRng as _;
 use serde_json::json;
 use std::{process::ExitCode, time::Duration};
-use tombolo_config::{JoinTokenSpec, Kind, Metadata, Object};
+use tombolo_config::{JoinTokenSpec, Kind, Metadata, Object, annotation};
 use tombolo_control_client::host;
 use tombolo_identity::JoinKey;
-use tombolo_proto::tombolo::admin::v1::{CreateBearerRequest, DeleteRequest, MeshRequest, MeshResponse};
+use tombolo_proto::tombolo::admin::v1::{
+    CreateBearerRequest, CreateGatewayTokenRequest, DeleteRequest, MeshRequest, MeshResponse,
+};
 use tombolo_types::{Code, JoinToken};
 use zeroize::Zeroizing;
 
@@ -21,6 +23,8 @@ use zeroize::Zeroizing;
 const ARGUMENT_TTL_MAX: Duration = Duration::from_secs(3600);
 /// Life of a join token: long enough to walk to the VM.
 const JOIN_TTL: Duration = Duration::from_secs(15 * 60);
+/// Endpoints in a token.
+const ENDPOINTS_MAX: usize = 8;
 /// Life of a bearer token.
 const BEARER_TTL: Duration = Duration::from_secs(3600);
 
@@ -45,10 +49,16 @@ pub(crate) struct Create {
     #[arg(
         long,
         value_name = "GROUP",
-        required_unless_present = "bearer",
+        required_unless_present_any = ["bearer", "gateway"],
         conflicts_with = "bearer"
     )]
     workload_group: Option<String>,
+    /// Make a token for east-west gateways. Only a mesh-admin may.
+    #[arg(long, conflicts_with_all = ["workload_group", "bearer"])]
+    gateway: bool,
+    /// Network that the gateways lead into; discovery's own unless given.
+    #[arg(long, value_name = "NETWORK", requires = "gateway")]
+    network: Option<String>,
     /// Life of the token: 15m, of a bearer token 1h, unless given.
     #[arg(long, value_name = "DURATION", value_parser = text::duration)]
     ttl: Option<Duration>,
@@ -103,6 +113,7 @@ pub(crate) struct Inspect {
 pub(crate) async fn run(verb: Verb, sockets: &Sockets) -> Result<ExitCode, Failure> {
     match verb {
         Verb::Create(args) if args.bearer => bearer(&args, &mut sockets.admin().await?).await?,
+        Verb::Create(args) if args.gateway => gateway(&args, &mut sockets.admin().await?).await?,
         Verb::Create(args) => create(&args, &mut sockets.admin().await?).await?,
         Verb::List(args) => list(&args, &mut sockets.admin().await?).await?,
         Verb::Revoke(args) => {
@@ -126,12 +137,25 @@ pub(crate) async fn run(verb: Verb, sockets: &Sockets) -> Result<ExitCode, Failu
     Ok(ExitCode::SUCCESS)
 }
 
-/// The token, and the object with its public half.
-fn make(
-    args: &Create,
-    mesh: &MeshResponse,
-    now_unix_ms: i64,
-) -> Result<(JoinToken, Object<JoinTokenSpec>), Failure> {
+/// Discovery's own addresses, and those of gateways that lead to it: first where a host only dials out.
+fn endpoints(mesh: &MeshResponse, outbound_only: bool) -> Vec<String> {
+    let (own, through) = (&mesh.endpoints, &mesh.gateway_endpoints);
+    let (first, then) = if outbound_only {
+        (through, own)
+    } else {
+        (own, through)
+    };
+    let mut all: Vec<String> = Vec::new();
+    for endpoint in first.iter().chain(then) {
+        if !all.contains(endpoint) && all.len() < ENDPOINTS_MAX {
+            all.push(endpoint.clone());
+        }
+    }
+    all
+}
+
+/// A token with a new secret.
+fn fresh(mesh: &MeshResponse, endpoints: Vec<String>) -> Result<JoinToken, Failure> {
     let random = |buffer: &mut [u8]| {
         let filled = rand::rngs::SysRng.try_fill_bytes(buffer);
         filled.map_err(|error| Failure::plain(format!("the operating system gives no randomness: {error}")))
@@ -140,13 +164,23 @@ fn make(
     let (mut id, mut seed) = ([0; 16], Zeroizing::new([0; 32]));
     random(&mut id)?;
     random(&mut *seed)?;
-    let token = JoinToken {
+    Ok(JoinToken {
         id,
         root_pin: mesh.root_pin.as_slice().try_into().map_err(|_| broken("a pin"))?,
         seed,
         trust_domain: mesh.trust_domain.parse().map_err(|_| broken("a trust domain"))?,
-        endpoints: mesh.endpoints.clone(),
-    };
+        endpoints,
+    })
+}
+
+/// The token, and the object with its public half.
+fn make(
+    args: &Create,
+    mesh: &MeshResponse,
+    outbound_only: bool,
+    now_unix_ms: i64,
+) -> Result<(JoinToken, Object<JoinTokenSpec>), Failure> {
+    let token = fresh(mesh, endpoints(mesh, outbound_only))?;
     let life = i64::try_from(args.ttl.unwrap_or(JOIN_TTL).as_millis()).unwrap_or(i64::MAX);
     let spec = JoinTokenSpec {
         public_key: STANDARD.encode(JoinKey::from_seed(&token.seed).public_key()),
@@ -162,50 +196,124 @@ fn make(
 async fn create(args: &Create, admin: &mut Admin) -> Result<(), Failure> {
     let group = args.workload_group.as_deref().unwrap_or_default();
     let namespace = args.namespace.or_default();
-    if let Err(failure) = objects::get(admin, Kind::WorkloadGroup, namespace, group).await {
-        return Err(match failure.code() {
+    let found = objects::get(admin, Kind::WorkloadGroup, namespace, group).await;
+    let found = found.map_err(|failure| {
+        match failure.code() {
             Some(Code::NotFound) => {
-                let cause = format!(
-                    "WorkloadGroup {namespace}/{group}; tombolo workload-group create {group} -n {namespace} makes it"
-                );
+                // Its own words: they name the group that was probably meant.
+                let missing = match &failure {
+                    Failure::Problem(problem) => problem.cause.as_str(),
+                    Failure::Plain { text, .. } => text.as_str(),
+                };
+                let cause =
+                    format!("{missing}; tombolo workload-group create {group} -n {namespace} makes it");
                 Failure::coded(Code::NotFound, cause)
             }
             _ => failure,
-        });
-    }
+        }
+    })?;
+    let reach = found["metadata"]["annotations"][annotation::REACH].as_str();
     let mesh = admin.mesh(MeshRequest {}).await?.into_inner();
-    let (token, object) = make(args, &mesh, host::now_unix_ms())?;
+    let (token, object) = make(args, &mesh, reach == Some("outbound"), host::now_unix_ms())?;
     let expires = object.spec.expires.clone();
     objects::apply(admin, &[object.into()], false, true).await?;
-    let encoded = token.encode();
-    // Made and readable back: what is printed works.
-    if JoinToken::decode(&encoded).is_err() {
-        return Err(Failure::plain(
-            "discovery advertises endpoints that do not fit into a token",
-        ));
-    }
-    let command = join_command(args, &encoded);
-    match args.output.format() {
-        format @ (Format::Json | Format::Yaml) => output::value(
-            format,
-            &json!({
-                "id": token.id_text(), "token": *encoded, "namespace": namespace, "workloadGroup": group,
-                "uses": args.uses, "expires": expires, "endpoints": token.endpoints, "joinCommand": *command,
-            }),
-        )?,
-        Format::Name => output::line(objects::title(Kind::JoinToken, &token.id_text())),
-        Format::Table | Format::Wide if args.print_join_command => output::line(&*command),
-        Format::Table | Format::Wide => {
-            output::line(&*encoded);
-            let uses = if args.uses == 1 {
-                "1 host".to_owned()
-            } else {
-                format!("{} hosts", args.uses)
-            };
-            eprintln!("For {uses} of {namespace}/{group}, until {expires}. It is not shown again.");
+    let members = format!("{namespace}/{group}");
+    let made = Made {
+        token,
+        namespace,
+        group,
+        expires: &expires,
+    };
+    made.print(args, &members, join_command)
+}
+
+/// A token of gateways: discovery writes the group and the token.
+async fn gateway(args: &Create, admin: &mut Admin) -> Result<(), Failure> {
+    let mesh = admin.mesh(MeshRequest {}).await?.into_inner();
+    let token = fresh(&mesh, endpoints(&mesh, false))?;
+    let life = args.ttl.unwrap_or(JOIN_TTL);
+    let request = CreateGatewayTokenRequest {
+        network: args.network.clone().unwrap_or_default(),
+        token_id: token.id.to_vec(),
+        public_key: JoinKey::from_seed(&token.seed).public_key().to_vec(),
+        uses: args.uses,
+        ttl_seconds: i64::try_from(life.as_secs()).unwrap_or(i64::MAX),
+        cidr: args.cidr.iter().map(ToString::to_string).collect(),
+    };
+    let answer = admin.create_gateway_token(request).await?.into_inner();
+    let stored = answer.token.as_ref().map(objects::json).transpose()?;
+    let stored = stored.unwrap_or_default();
+    let network = match args.network.as_deref().unwrap_or_default() {
+        "" => "gateways of discovery's network".to_owned(),
+        network => format!("gateways of network {network}"),
+    };
+    let made = Made {
+        token,
+        namespace: &answer.namespace,
+        group: &answer.workload_group,
+        expires: objects::at(&stored, "/spec/expires"),
+    };
+    made.print(args, &network, gateway_command)
+}
+
+/// A token that was made, to be shown once.
+struct Made<'a> {
+    token: JoinToken,
+    namespace: &'a str,
+    group: &'a str,
+    expires: &'a str,
+}
+
+impl Made<'_> {
+    fn print(
+        self,
+        args: &Create,
+        members: &str,
+        command: fn(&Create, &str) -> Zeroizing<String>,
+    ) -> Result<(), Failure> {
+        let Self {
+            token,
+            namespace,
+            group,
+            expires,
+        } = self;
+        let encoded = token.encode();
+        // Made and readable back: what is printed works.
+        if JoinToken::decode(&encoded).is_err() {
+            return Err(Failure::plain(
+                "discovery advertises endpoints that do not fit into a token",
+            ));
         }
+        let command = command(args, &encoded);
+        match args.output.format() {
+            format @ (Format::Json | Format::Yaml) => output::value(
+                format,
+                &json!({
+                    "id": token.id_text(), "token": *encoded, "namespace": namespace, "workloadGroup": group,
+                    "uses": args.uses, "expires": expires, "endpoints": token.endpoints, "joinCommand": *command,
+                }),
+            )?,
+            Format::Name => output::line(objects::title(Kind::JoinToken, &token.id_text())),
+            Format::Table | Format::Wide if args.print_join_command => output::line(&*command),
+            Format::Table | Format::Wide => {
+                output::line(&*encoded);
+                let uses = if args.uses == 1 {
+                    "1 host".to_owned()
+                } else {
+                    format!("{} hosts", args.uses)
+                };
+                eprintln!("For {uses} of {members}, until {expires}. It is not shown again.");
+            }
+        }
+        Ok(())
     }
-    Ok(())
+}
+
+/// The address is the operator's to know; the token goes by standard input.
+fn gateway_command(_: &Create, token: &str) -> Zeroizing<String> {
+    Zeroizing::new(format!(
+        "sudo tombolo-gateway join --address HOST:443 --token-file - <<'TOKEN'\n{token}\nTOKEN"
+    ))
 }
 
 /// A token that lives long or for many is never put into an argument: those are seen by everybody on a host.
@@ -321,8 +429,8 @@ mod tests {
     #[test]
     fn the_object_has_only_the_public_half() {
         let args = args("-n shop --workload-group catalog --ttl 1h --uses 3 --cidr 10.0.0.0/8,2001:db8::/32");
-        let (token, object) = make(&args, &mesh(), 0).unwrap();
-        let (again, _) = make(&args, &mesh(), 0).unwrap();
+        let (token, object) = make(&args, &mesh(), false, 0).unwrap();
+        let (again, _) = make(&args, &mesh(), false, 0).unwrap();
         assert!(
             token.seed != again.seed && token.id != again.id,
             "each token is its own"
@@ -374,6 +482,18 @@ mod tests {
     }
 
     #[test]
+    fn gateways_are_a_way_to_discovery() {
+        let mesh = MeshResponse {
+            gateway_endpoints: ["gw.example:443", "d.example:15012"].map(String::from).to_vec(),
+            ..mesh()
+        };
+        let args = args("--workload-group a");
+        let order = |outbound_only| make(&args, &mesh, outbound_only, 0).unwrap().0.endpoints;
+        assert_eq!(order(false), ["d.example:15012", "gw.example:443"]);
+        assert_eq!(order(true), ["gw.example:443", "d.example:15012"]);
+    }
+
+    #[test]
     fn what_discovery_sends_is_checked() {
         let args = args("--workload-group a");
         for spoil in [
@@ -382,7 +502,7 @@ mod tests {
         ] {
             let mut mesh = mesh();
             spoil(&mut mesh);
-            assert!(make(&args, &mesh, 0).is_err());
+            assert!(make(&args, &mesh, false, 0).is_err());
         }
     }
 }

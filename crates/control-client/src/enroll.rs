@@ -55,6 +55,17 @@ pub struct Claims {
     pub addresses: Vec<IpAddr>,
     /// Labels; keys that the group does not list are refused.
     pub labels: HashMap<String, String>,
+    /// Set by a gateway alone.
+    pub gateway: Option<GatewayClaims>,
+}
+
+/// Where a gateway is reached from outside of its network.
+#[derive(Debug, Clone, Default)]
+pub struct GatewayClaims {
+    /// `host:port`; none: the address of its entry, port 15008.
+    pub addresses: Vec<String>,
+    /// QUIC at the same hosts.
+    pub quic_port: Option<u16>,
 }
 
 impl Claims {
@@ -64,6 +75,7 @@ impl Claims {
             hostname: host::hostname(),
             addresses: host::addresses(None),
             labels: HashMap::new(),
+            gateway: None,
         }
     }
 }
@@ -308,6 +320,10 @@ impl Enroller {
             hostname: claims.hostname,
             addresses: claims.addresses.iter().map(IpAddr::to_string).collect(),
             labels: claims.labels,
+            gateway: claims.gateway.map(|gateway| v1::GatewayClaims {
+                addresses: gateway.addresses,
+                quic_port: gateway.quic_port.unwrap_or_default().into(),
+            }),
         };
         let answer = call(&self.endpoint, self.client().enroll(request)).await?;
         // From here on discovery knows the device: a broken answer is not a refusal.

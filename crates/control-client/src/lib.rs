@@ -37,7 +37,7 @@ mod status;
 
 pub use certificates::renew;
 pub use control::{Control, Inputs, Restored, follow, restore};
-pub use enroll::{Claims, Enroller, Preflight, TokenFacts, leave};
+pub use enroll::{Claims, Enroller, GatewayClaims, Preflight, TokenFacts, leave};
 pub use probe::Health;
 pub use problem::Problem;
 pub use push::MetricsPush;

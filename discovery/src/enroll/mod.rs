@@ -5,11 +5,13 @@
 //! and leaves nothing half done: an enrolment is one transaction.
 
 mod entry;
+mod gateway;
 mod leave;
 mod redeem;
 mod renew;
 
 pub(crate) use entry::follow;
+pub(crate) use gateway::{Place, group_of};
 pub(crate) use renew::expiry;
 
 use crate::{
@@ -120,14 +122,18 @@ impl Context {
         }
         let id = SpiffeId::new(self.settings.trust_domain.clone(), namespace, service_account)
             .map_err(Refusal::internal)?;
-        let issued: Issued = self
-            .authority
-            .issue(csr, &id, Some(device), Duration::ZERO, SystemTime::now())
-            .map_err(|error| match error {
-                CaError::Csr(_) => Refusal::invalid(error),
-                CaError::Reserved(_) => Refusal::new(tombolo_types::Code::Reserved, error),
-                _ => Refusal::internal(error),
-            })?;
+        let (device, now) = (Some(device), SystemTime::now());
+        // Whether this device may be a gateway was settled when its token was made.
+        let issued = if id == SpiffeId::gateway(self.settings.trust_domain.clone()) {
+            self.authority.issue_system(csr, &id, device, Duration::ZERO, now)
+        } else {
+            self.authority.issue(csr, &id, device, Duration::ZERO, now)
+        };
+        let issued: Issued = issued.map_err(|error| match error {
+            CaError::Csr(_) => Refusal::invalid(error),
+            CaError::Reserved(_) => Refusal::new(tombolo_types::Code::Reserved, error),
+            _ => Refusal::internal(error),
+        })?;
         self.metrics.certificates.inc();
         let key_digest = key_digest(&issued.cert_chain)?;
         Ok(Certified {
@@ -149,6 +155,11 @@ impl Context {
             .objects
             .list(Some(tombolo_config::Kind::ServiceEntry), Some(namespace))
             .await?;
+        let place = Place {
+            network: &spec.network,
+            outbound_only: gateway::is_outbound_only(group),
+            gateway: gateway::is_gateway(&self.settings.trust_domain, namespace, &spec.service_account),
+        };
         let probe_json = group
             .spec
             .probe
@@ -165,7 +176,7 @@ impl Context {
             network: spec.network.clone(),
             mesh_domain: self.settings.mesh_domain.clone(),
             vip_prefixes: self.settings.plan.prefixes().to_vec(),
-            discovery_endpoints: self.endpoints.clone(),
+            discovery_endpoints: self.endpoints_for(place).await?,
             generation: spec.generation,
             hostnames: entry::hostnames(entry, &services),
             probe_json: probe_json.unwrap_or_default(),

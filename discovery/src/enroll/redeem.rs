@@ -1,6 +1,10 @@
 //! Redeeming a join token.
 
-use super::{Act, Certified, Context, RACES_MAX, entry, server_time};
+use super::{
+    Act, Certified, Context, RACES_MAX, entry,
+    gateway::{check_purpose, claim, is_gateway_group},
+    server_time,
+};
 use crate::{
     address::{choose, cidrs_of, place},
     audit::sha256,
@@ -146,9 +150,11 @@ impl Context {
         act: &mut Act,
     ) -> Result<Enrolled, Attempt> {
         let namespace = &token.metadata.namespace;
-        if reserved_namespace(namespace) {
+        let gateway = is_gateway_group(&self.settings.trust_domain, group);
+        if reserved_namespace(namespace) && !gateway {
             return Err(Refusal::new(Code::Reserved, format_args!("namespace {namespace}")).into());
         }
+        check_purpose(gateway, request.gateway.as_ref(), &group.metadata.name)?;
         let status: JoinTokenStatus = token
             .status
             .clone()
@@ -293,7 +299,7 @@ impl Context {
         mut device: Object<DeviceSpec>,
         writes: &mut Vec<tombolo_store::Write>,
     ) -> Result<Enrolled, Attempt> {
-        let (id, entry) = self.parts(&device).await?;
+        let (id, mut entry) = self.parts(&device).await?;
         let certified = self.certify(
             &request.csr,
             &device.metadata.namespace,
@@ -306,6 +312,11 @@ impl Context {
         spec.clone_refused = false;
         spec.agent_version = version_of(request);
         writes.push(objects::update(&Resource::Device(device.clone()), true));
+        if let Some(claims) = &request.gateway
+            && claim(&mut entry, claims, &self.settings.plan)?
+        {
+            writes.push(objects::update(&Resource::WorkloadEntry(entry.clone()), true));
+        }
         Ok(Enrolled {
             id,
             device,
@@ -334,6 +345,9 @@ impl Context {
         };
         let now = tombolo_config::rfc3339(server_time());
         let (mut entry, mut warnings) = entry::make(group, id, &request.labels, &now);
+        if let Some(claims) = &request.gateway {
+            claim(&mut entry, claims, &self.settings.plan)?;
+        }
         let certified = self.certify(&request.csr, namespace, &entry.spec.service_account, id)?;
         let claimed: Vec<IpAddr> = request
             .addresses

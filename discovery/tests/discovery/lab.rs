@@ -82,6 +82,10 @@ impl Lab {
         }
     }
 
+    pub(crate) fn trust_domain(&self) -> TrustDomain {
+        self.config.trust_domain.parse().unwrap()
+    }
+
     pub(crate) fn running(&self) -> &Running {
         self.running.as_ref().unwrap()
     }
@@ -175,7 +179,7 @@ impl Lab {
             .find(|path| path.ends_with("root-cert.pem"))
             .unwrap();
         let pem = std::fs::read_to_string(root).unwrap();
-        Arc::new(TrustBundle::from_pem(trust_domain(), &pem).unwrap())
+        Arc::new(TrustBundle::from_pem(self.trust_domain(), &pem).unwrap())
     }
 
     /// A connection, with a certificate if there is one, and its exporter.
@@ -190,9 +194,9 @@ impl Lab {
     ) -> (Channel, [u8; 32]) {
         let live = LiveIdentity::new(identity.clone(), vec![self.bundle()]);
         let tls =
-            control_client_config(&live, &SpiffeId::discovery(trust_domain()), identity.is_some()).unwrap();
+            control_client_config(&live, &SpiffeId::discovery(self.trust_domain()), identity.is_some()).unwrap();
         let socket = tokio::net::TcpStream::connect(address).await.unwrap();
-        let name = control_server_name(&trust_domain()).unwrap();
+        let name = control_server_name(&self.trust_domain()).unwrap();
         let stream = tokio_rustls::TlsConnector::from(Arc::new(tls))
             .connect(name, socket)
             .await
@@ -290,7 +294,7 @@ impl Host {
         Ok(())
     }
 
-    fn take(&mut self, registration: Option<pb::Registration>, chain: &[String]) {
+    pub(crate) fn take(&mut self, registration: Option<pb::Registration>, chain: &[String]) {
         self.registration = registration.unwrap();
         self.identity = Some(Arc::new(
             WorkloadIdentity::from_issued(chain, &self.csr.key_pem).unwrap().0,

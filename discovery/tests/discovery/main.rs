@@ -9,6 +9,8 @@
 mod admin;
 mod certificates;
 mod enrolment;
+mod federation;
+mod gateways;
 mod hostile;
 mod lab;
 mod liveness;
