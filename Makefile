@@ -5,7 +5,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
-BINS := -p tombolo -p tombolo-agent -p tombolo-netd -p tombolo-discovery -p tombolo-testkit -p tombolo-demo
+BINS := -p tombolo -p tombolo-agent -p tombolo-netd -p tombolo-gateway -p tombolo-discovery -p tombolo-testkit -p tombolo-demo
 
 .PHONY: help setup build demo test test-slow bench clean
 help:

@@ -12,7 +12,7 @@ if [ -z "$BIN" ]; then
   command -v aarch64-linux-gnu-gcc >/dev/null || skip "no aarch64-linux-gnu-gcc (apt install gcc-aarch64-linux-gnu)"
   [ -d "$(rustc --print sysroot)/lib/rustlib/$TRIPLE" ] || skip "no Rust target (rustup target add $TRIPLE)"
   (cd "$REPO" && CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
-    cargo build --locked --release --target "$TRIPLE" -p tombolo -p tombolo-agent -p tombolo-netd -p tombolo-discovery)
+    cargo build --locked --release --target "$TRIPLE" -p tombolo -p tombolo-agent -p tombolo-netd -p tombolo-gateway -p tombolo-discovery)
   BIN=$TARGET/$TRIPLE/release
 fi
 [ -x "$BIN/tombolo" ] || die "no tombolo in $BIN"

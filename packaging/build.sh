@@ -12,7 +12,7 @@ source "$(dirname "$0")/lib.sh"
 OUT=$(mkdir -p "${1:-$TARGET/packages}" && cd "${1:-$TARGET/packages}" && pwd)
 BIN=${TOMBOLO_BIN_DIR:-$TARGET/release}
 for tool in dpkg-deb rpmbuild readelf gzip awk; do need "$tool"; done
-for program in tombolo tombolo-agent tombolo-netd tombolo-discovery; do
+for program in tombolo tombolo-agent tombolo-netd tombolo-gateway tombolo-discovery; do
   [ -x "$BIN/$program" ] || die "no $program in $BIN; run: make build"
 done
 

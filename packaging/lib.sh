@@ -27,4 +27,4 @@ export SOURCE_DATE_EPOCH
 GLIBC_FLOOR=2.34
 # Largest package that is worth its name on a small VM, in bytes.
 PACKAGE_BYTES_MAX=${TOMBOLO_PACKAGE_BYTES_MAX:-$((15 * 1024 * 1024))}
-PACKAGES=(tombolo tombolo-agent tombolo-discovery)
+PACKAGES=(tombolo tombolo-agent tombolo-gateway tombolo-discovery)

@@ -81,13 +81,23 @@ fn the_sandbox_holds() -> Result<()> {
     let yard = Yard::new()?;
     let vm = yard.machine("vm")?;
     vm.add_repository(revision(1)?)?;
-    vm.apt("install tombolo-agent tombolo-discovery")?;
-    vm.until("systemctl is-active tombolo-agent tombolo-netd")?;
+    vm.apt("install tombolo-agent tombolo-gateway tombolo-discovery")?;
+    vm.until("systemctl is-active tombolo-agent tombolo-netd tombolo-gateway")?;
 
     let agent = exposure(&vm, "tombolo-agent")?;
     ensure!(agent <= 2.0, "the agent's exposure is {agent}");
     let discovery = exposure(&vm, "tombolo-discovery")?;
     ensure!(discovery <= 2.0, "discovery's exposure is {discovery}");
+    let gateway = exposure(&vm, "tombolo-gateway")?;
+    ensure!(gateway <= 2.0, "the gateway's exposure is {gateway}");
+    // It idles until it is enrolled, with the one capability that port 443 takes.
+    let status = vm.ok(&format!("grep ^Cap /proc/{}/status", vm.pid("tombolo-gateway")?))?;
+    for field in ["CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        ensure!(
+            status.contains(&format!("{field}:\t0000000000000400")),
+            "{status}"
+        );
+    }
     let netd = exposure(&vm, "tombolo-netd")?;
     ensure!(netd <= 2.0, "netd's exposure is {netd}");
 

@@ -10,11 +10,11 @@ fn twice_is_once() -> Result<()> {
     let yard = Yard::new()?;
     let vm = yard.machine("vm")?;
     vm.add_repository(revision(1)?)?;
-    vm.apt("install tombolo-agent tombolo-discovery")?;
+    vm.apt("install tombolo-agent tombolo-gateway tombolo-discovery")?;
     let state = "systemctl show -p ActiveState,UnitFileState tombolo-agent tombolo-netd; getent passwd; getent group; \
                  stat -c '%n %a %U:%G' /var/lib/tombolo/* /run/tombolo; ls /run/tombolo*";
     let (before, pid) = (vm.ok(state)?, vm.pid("tombolo-agent")?);
-    for package in ["tombolo-agent", "tombolo-discovery"] {
+    for package in ["tombolo-agent", "tombolo-gateway", "tombolo-discovery"] {
         for _ in 0..2 {
             vm.ok(&format!("/var/lib/dpkg/info/{package}.postinst configure ''"))?;
         }
@@ -28,12 +28,12 @@ fn twice_is_once() -> Result<()> {
         "postrm upgrade 0",
         "prerm failed-upgrade 0",
     ] {
-        for package in ["tombolo-agent", "tombolo-discovery"] {
+        for package in ["tombolo-agent", "tombolo-gateway", "tombolo-discovery"] {
             vm.ok(&format!("/var/lib/dpkg/info/{package}.{call}"))?;
         }
     }
     ensure!(vm.ok(state)? == before, "{before}\n---\n{}", vm.ok(state)?);
-    vm.apt("purge tombolo-agent tombolo-discovery tombolo")?;
+    vm.apt("purge tombolo-agent tombolo-gateway tombolo-discovery tombolo")?;
     Ok(())
 }
 
