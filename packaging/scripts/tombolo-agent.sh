@@ -41,6 +41,8 @@ before_remove() {
     stop_units tombolo-join.service tombolo-agent.service
     # While netd can still be asked, and by itself where it cannot.
     tombolo-netd revert || :
+    # A process from before a reload is drained by the main one; of a host that is in no mesh it may be there a moment longer.
+    systemctl kill -s KILL tombolo-agent.service 2>/dev/null || :
     stop_units tombolo-netd.service
   else
     tombolo down >/dev/null 2>&1 || tombolo-netd revert >/dev/null 2>&1 || :

@@ -8,11 +8,7 @@ use crate::{
     push::{self, MetricsPush},
 };
 use futures_util::FutureExt as _;
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, timeout},
@@ -395,15 +391,12 @@ struct Open {
     requests: mpsc::Sender<DeltaDiscoveryRequest>,
     channel: Channel,
     /// Where it comes from.
-    local: SocketAddr,
+    local: IpAddr,
 }
 
 /// Waits until the host has no longer an address: another lease, or its link is down.
-async fn moved(mut local: SocketAddr) {
-    // With its scope, which a link-local address needs.
-    local.set_port(0);
-    let gone = |error: std::io::Error| error.kind() == std::io::ErrorKind::AddrNotAvailable;
-    while !std::net::UdpSocket::bind(local).is_err_and(gone) {
+async fn moved(local: IpAddr) {
+    while host::is_up(local) {
         tokio::time::sleep(MOVED_EVERY).await;
     }
 }
@@ -540,7 +533,7 @@ impl Stream {
             inbound: response.into_inner(),
             requests,
             channel: connection.channel,
-            local: connection.local,
+            local: connection.local.ip().to_canonical(),
         })
     }
 

@@ -1,6 +1,9 @@
 //! What this host is: its name, its addresses, its clock.
 
-use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
+use nix::{
+    ifaddrs::{InterfaceAddress, getifaddrs},
+    net::if_::InterfaceFlags,
+};
 use std::{
     collections::BTreeSet,
     net::IpAddr,
@@ -38,14 +41,28 @@ pub fn addresses(plan: Option<&AddressPlan>) -> Vec<IpAddr> {
     };
     let addresses: BTreeSet<IpAddr> = interfaces
         .filter(|interface| interface.flags.contains(InterfaceFlags::IFF_UP))
-        .filter_map(|interface| {
-            let address = interface.address?;
-            let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
-            v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
-        })
+        .filter_map(|interface| ip_of(&interface))
         .filter(|address| is_claimable(*address) && plan.is_none_or(|plan| !plan.contains(*address)))
         .collect();
     addresses.into_iter().collect()
+}
+
+/// True if a link that is up has `address`, or that cannot be known. The address of a link that is down is still one of
+/// this host's, and packets come from it that no answer finds.
+pub(crate) fn is_up(address: IpAddr) -> bool {
+    let Ok(mut interfaces) = getifaddrs() else {
+        return true;
+    };
+    interfaces.any(|interface| {
+        interface.flags.contains(InterfaceFlags::IFF_UP) && ip_of(&interface) == Some(address)
+    })
+}
+
+/// The address of one line of the kernel's list.
+fn ip_of(interface: &InterfaceAddress) -> Option<IpAddr> {
+    let address = interface.address?;
+    let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+    v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
 }
 
 /// True if `address` is one of this host's: a socket can be bound to it.
@@ -83,6 +100,7 @@ mod tests {
         ] {
             assert_eq!(is_claimable(address.parse().unwrap()), expected, "{address}");
         }
+        assert!(is_up("127.0.0.1".parse().unwrap()) && !is_up("192.0.2.1".parse().unwrap()));
         assert!(is_own("127.0.0.1".parse().unwrap()) && !is_own("192.0.2.1".parse().unwrap()));
         assert!(addresses(None).into_iter().all(is_claimable));
     }

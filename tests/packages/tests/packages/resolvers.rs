@@ -248,6 +248,15 @@ fn a_plain_resolv_conf_with_its_owners_word() -> Result<()> {
     vm.apt("install tombolo-agent")?;
     vm.ok("tombolo up")?;
     both(&vm, &vip, "installed")?;
+
+    // An /etc that cannot be written: the rest works, and why names do not is said.
+    vm.ok("tombolo down && mount --bind /etc /etc && mount -o remount,bind,ro /etc")?;
+    vm.ok("tombolo up")?;
+    vm.until("tombolo status | grep -A2 TMB0313 | grep -i 'read-only'")?;
+    ensure!(vm.ok(RESOLV_FILES)? == files && lookup("read-only")? < Duration::from_millis(700));
+    ensure!(vm.ok(&format!("dig +short +time=2 @240.240.255.254 {NAME}"))? == vip);
+    vm.ok("umount /etc && tombolo down && tombolo up")?;
+    both(&vm, &vip, "written-again")?;
     vm.ok("tombolo leave")?;
     ensure!(vm.ok(RESOLV_FILES)? == files);
     ensure!(
