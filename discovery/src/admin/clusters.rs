@@ -115,7 +115,13 @@ impl AdminService {
         let object = format!("ClusterInvite {}", shortened(id));
         self.authorize(call, Verb::Delete, Thing::Cluster, None, &object)?;
         let result = self.context.federation.revoke_invite(id.to_owned()).await;
-        self.record(call, "delete", &object, (None, None), result.as_ref().map(|()| ()));
+        self.record(
+            call,
+            "delete",
+            &object,
+            (None, None),
+            result.as_ref().map(|()| ()),
+        );
         result
     }
 
@@ -149,10 +155,11 @@ impl AdminService {
         // Half a join is worse than one whose caller has gone: it is carried on to its end, or taken back.
         let federation = self.context.federation.clone();
         let share = request.share_trust_domain;
-        let joining = self
-            .context
-            .tasks
-            .spawn("cluster join", async move { federation.join(&token, share).await });
+        let joining =
+            self.context.tasks.spawn(
+                "cluster join",
+                async move { federation.join(&token, share).await },
+            );
         let result = joining.await.map_err(Refusal::internal)?;
         self.record(call, "join", &object, (None, None), result.as_ref().map(|_| ()));
         response.inviter = result?;
@@ -177,7 +184,13 @@ impl AdminService {
         let object = format!("Cluster {}", shortened(cluster));
         self.authorize(call, Verb::Delete, Thing::Cluster, None, &object)?;
         let result = self.context.federation.remove(cluster.to_owned()).await;
-        self.record(call, "delete", &object, (None, None), result.as_ref().map(|()| ()));
+        self.record(
+            call,
+            "delete",
+            &object,
+            (None, None),
+            result.as_ref().map(|()| ()),
+        );
         result
     }
 
@@ -256,7 +269,10 @@ fn check_join(token: &InviteToken, shown: &Shown, share_trust_domain: bool) -> R
         .count();
     let is_member = own_of(shown).is_some_and(|own| own.status.member.standing == Standing::Live);
     if is_member && live > 1 {
-        return Err(Refusal::new(Code::FederatedAlready, format_args!("{live} clusters")));
+        return Err(Refusal::new(
+            Code::FederatedAlready,
+            format_args!("{live} clusters"),
+        ));
     }
     Ok(())
 }

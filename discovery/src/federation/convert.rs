@@ -21,7 +21,11 @@ fn locality(text: &str) -> Locality {
 }
 
 fn text_of(locality: &Locality) -> String {
-    let Locality { region, zone, subzone } = locality;
+    let Locality {
+        region,
+        zone,
+        subzone,
+    } = locality;
     let text = format!("{region}/{zone}/{subzone}");
     text.trim_end_matches('/').to_owned()
 }
@@ -124,7 +128,11 @@ pub(super) fn imports(imports: &Imports, shares_trust_domain: bool) -> RegistryI
                         protocol: port.protocol.to_string(),
                     })
                     .collect(),
-                sans: service.subject_alt_names.iter().map(ToString::to_string).collect(),
+                sans: service
+                    .subject_alt_names
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect(),
                 endpoints: service
                     .presences
                     .iter()

@@ -7,7 +7,9 @@ use tokio::{net::TcpStream, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tombolo_federation::limits::MESSAGE_BYTES_MAX;
-use tombolo_identity::{LiveIdentity, TrustBundle, client_exporter, control_client_config, control_server_name};
+use tombolo_identity::{
+    LiveIdentity, TrustBundle, client_exporter, control_client_config, control_server_name,
+};
 use tombolo_proto::tombolo::federation::v1::federation_client::FederationClient;
 use tombolo_types::{SpiffeId, TrustDomain};
 use tonic::transport::{Channel, Endpoint};

@@ -10,9 +10,9 @@ use tombolo_proto::tombolo::federation::v1::federation_client::FederationClient;
 use tombolo_types::{Code, InviteToken, SpiffeId};
 
 /// The answer of the inviting side.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// The first stream to the inviting side; without it the join is taken back.
-const FIRST_CONTACT_TIMEOUT: Duration = Duration::from_secs(15);
+const FIRST_CONTACT_TIMEOUT: Duration = Duration::from_secs(12);
 /// Between two looks whether it is there.
 const LOOK: Duration = Duration::from_millis(50);
 /// Bytes of an answer: all records of a full set.
@@ -109,10 +109,18 @@ impl Federation {
             let refused = Refusal {
                 code: Code::find(status.message().split(' ').next().unwrap_or_default()),
                 status: status.code(),
-                message: status.message().chars().filter(|c| !c.is_control()).take(1000).collect(),
+                message: status
+                    .message()
+                    .chars()
+                    .filter(|c| !c.is_control())
+                    .take(1000)
+                    .collect(),
             };
             if status.code() == tonic::Code::Unavailable {
-                Attempt::NotThere(Refusal::new(Code::Unreachable, format_args!("{endpoint}: {refused}")))
+                Attempt::NotThere(Refusal::new(
+                    Code::Unreachable,
+                    format_args!("{endpoint}: {refused}"),
+                ))
             } else {
                 Attempt::Refused(refused)
             }
@@ -124,7 +132,8 @@ impl Federation {
 
     async fn accept(&self, response: pb::JoinResponse) -> Result<String, Refusal> {
         let inviter = response.inviter.clone();
-        self.ask(|reply| Command::Accept(Box::new(response), reply)).await?;
+        self.ask(|reply| Command::Accept(Box::new(response), reply))
+            .await?;
         let deadline = Instant::now() + FIRST_CONTACT_TIMEOUT;
         let mut last = String::new();
         while Instant::now() < deadline {
@@ -143,7 +152,11 @@ impl Federation {
             tokio::time::sleep(LOOK).await;
         }
         self.ask(Command::Rollback).await?;
-        let cause = if last.is_empty() { "no stream came up".into() } else { last };
+        let cause = if last.is_empty() {
+            "no stream came up".into()
+        } else {
+            last
+        };
         Err(Refusal::new(
             Code::Unreachable,
             format_args!("{inviter} admitted this cluster, and then: {cause}; everything was put back"),

@@ -353,6 +353,11 @@ mod tests {
             .mode();
         assert_eq!(mode & 0o777, 0o600);
         fs::write(folder.join("member.key"), "x").unwrap();
-        assert!(Keeper::open(store.clone(), &folder).unwrap().member_key().is_err());
+        assert!(
+            Keeper::open(store.clone(), &folder)
+                .unwrap()
+                .member_key()
+                .is_err()
+        );
     }
 }

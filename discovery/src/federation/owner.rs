@@ -22,9 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::sync::mpsc;
-use tombolo_federation::{
-    Action, ConnId, Ed25519, Event, Federation as Core, Now, Own, Saved, limits,
-};
+use tombolo_federation::{Action, ConnId, Ed25519, Event, Federation as Core, Now, Own, Saved, limits};
 use tombolo_identity::{LiveIdentity, TrustBundle};
 use tombolo_registry::MeshSettings;
 use tombolo_runtime::{Reader, TaskGroup};
@@ -156,6 +154,8 @@ pub async fn start(config: FederationConfig, tasks: &TaskGroup) -> anyhow::Resul
     anyhow::ensure!(owner.broken.is_none(), "the membership cannot be written");
     owner.trust();
     owner.exported().await;
+    // An agent that comes back must find what it had: imports of the last run are in the first answer.
+    owner.config.fleet.published().await;
     tasks.spawn("federation owner", owner.run(commands_rx));
     Ok(handle)
 }

@@ -17,7 +17,10 @@ pub use owner::{DRAINING, OwnerConfig, start};
 pub use view::{Member, MemberState, Report, View};
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
-use tokio::sync::mpsc::{self, OwnedPermit};
+use tokio::sync::{
+    mpsc::{self, OwnedPermit},
+    oneshot,
+};
 use tombolo_registry::{Imports, World};
 use tombolo_runtime::Reader;
 use tombolo_types::DeviceId;
@@ -37,6 +40,8 @@ pub(crate) enum Event {
     },
     /// What another cluster offers; `None`: it is gone.
     Imports(Arc<str>, Option<Box<Imports>>),
+    /// Answered when everything before it is published.
+    Published(oneshot::Sender<()>),
 }
 
 /// The handle. Cheap to clone.
@@ -75,6 +80,14 @@ impl Fleet {
     pub async fn set_imports(&self, cluster: Arc<str>, imports: Option<Imports>) {
         let event = Event::Imports(cluster, imports.map(Box::new));
         let _ = self.events_tx.send(event).await; // the owner is gone: discovery stops
+    }
+
+    /// Waits until what was told before is published, a few seconds at most. Cancel-safe.
+    pub async fn published(&self) {
+        let (told, published) = oneshot::channel();
+        if self.events_tx.send(Event::Published(told)).await.is_ok() {
+            let _ = tokio::time::timeout(OWN_WRITE_TIMEOUT, published).await; // then later
+        }
     }
 
     /// True if nothing of this device is to be trusted.

@@ -9,6 +9,7 @@ use std::{
     path::PathBuf,
     time::{Duration, Instant},
 };
+use tokio::sync::oneshot;
 use tombolo_registry::{Export, ImportedVip, NetworkGateway, Registry};
 use tombolo_runtime::Publisher;
 
@@ -42,6 +43,7 @@ pub(super) struct Offers {
     offered_tx: Publisher<Offered>,
     at: Option<Instant>,
     last: Option<Instant>,
+    waiting: Vec<oneshot::Sender<()>>,
     path: PathBuf,
     /// As they are in the file.
     vips: BTreeMap<(String, String), ImportedVip>,
@@ -61,23 +63,46 @@ impl Offers {
         });
         let vips: BTreeMap<(String, String), ImportedVip> = rows
             .into_iter()
-            .map(|Row { namespace, host, v4, v6 }| {
-                let key = (namespace.clone(), host.clone());
-                (key, ImportedVip { namespace, host, v4, v6 })
-            })
+            .map(
+                |Row {
+                     namespace,
+                     host,
+                     v4,
+                     v6,
+                 }| {
+                    let key = (namespace.clone(), host.clone());
+                    (
+                        key,
+                        ImportedVip {
+                            namespace,
+                            host,
+                            v4,
+                            v6,
+                        },
+                    )
+                },
+            )
             .collect();
         registry.set_imported_vips(vips.values().cloned());
         Self {
             offered_tx,
             at: None,
             last: None,
+            waiting: Vec::new(),
             path,
             vips,
         }
     }
 
+    pub(super) fn await_publication(&mut self, told: oneshot::Sender<()>) {
+        self.waiting.push(told);
+    }
+
     /// Something was published: what is offered may differ.
-    pub(super) fn changed(&mut self, now: Instant) {
+    pub(super) fn published(&mut self, now: Instant) {
+        for told in self.waiting.drain(..) {
+            let _ = told.send(()); // nobody waits any more
+        }
         let due = self.last.map_or(now, |last| (last + INTERVAL).max(now));
         self.at.get_or_insert(due);
     }
@@ -90,7 +115,19 @@ impl Offers {
         let rows: Vec<Row> = vips
             .values()
             .cloned()
-            .map(|ImportedVip { namespace, host, v4, v6 }| Row { namespace, host, v4, v6 })
+            .map(
+                |ImportedVip {
+                     namespace,
+                     host,
+                     v4,
+                     v6,
+                 }| Row {
+                    namespace,
+                    host,
+                    v4,
+                    v6,
+                },
+            )
             .collect();
         let text = serde_json::to_string(&rows).map_err(io::Error::other)?;
         crate::files::write_secret(&self.path, text.as_bytes())

@@ -310,8 +310,13 @@ impl Owner {
             } => self.liveness.handle_dialled(device, endpoint, found, now),
             Event::Imports(cluster, imports) => {
                 let urgent = imports.is_none();
-                self.registry.set_imports(&cluster, imports.map(|imports| *imports));
+                self.registry
+                    .set_imports(&cluster, imports.map(|imports| *imports));
                 self.mark(now, urgent);
+            }
+            Event::Published(told) => {
+                self.offers.await_publication(told);
+                self.mark(now, true);
             }
         }
     }
@@ -368,7 +373,7 @@ impl Owner {
         if world.version != self.world_tx.load().version {
             self.world_tx.publish_arc(world);
         }
-        self.offers.changed(Instant::now());
+        self.offers.published(Instant::now());
     }
 
     fn publish_view(&mut self) {

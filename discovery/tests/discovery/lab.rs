@@ -193,8 +193,12 @@ impl Lab {
         identity: Option<Arc<WorkloadIdentity>>,
     ) -> (Channel, [u8; 32]) {
         let live = LiveIdentity::new(identity.clone(), vec![self.bundle()]);
-        let tls =
-            control_client_config(&live, &SpiffeId::discovery(self.trust_domain()), identity.is_some()).unwrap();
+        let tls = control_client_config(
+            &live,
+            &SpiffeId::discovery(self.trust_domain()),
+            identity.is_some(),
+        )
+        .unwrap();
         let socket = tokio::net::TcpStream::connect(address).await.unwrap();
         let name = control_server_name(&self.trust_domain()).unwrap();
         let stream = tokio_rustls::TlsConnector::from(Arc::new(tls))

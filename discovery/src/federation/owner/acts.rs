@@ -1,6 +1,9 @@
 //! Carrying out what the core says.
 
-use super::{Action, Arc, BTreeMap, Event, Instant, Owner, REFUSED_MAX, RETRY_INTERVAL, Refused, SAVE_INTERVAL, TrustBundle, convert, unix_ms};
+use super::{
+    Action, Arc, BTreeMap, Event, Instant, Owner, REFUSED_MAX, RETRY_INTERVAL, Refused, SAVE_INTERVAL,
+    TrustBundle, convert, unix_ms,
+};
 use crate::{federation::dial, files, refusal::Refusal};
 use std::collections::VecDeque;
 use tombolo_types::TrustDomain;
@@ -149,7 +152,13 @@ impl Owner {
         let refusal = Refusal::from(refusal);
         tracing::warn!(%who, "{refusal}");
         self.config.metrics.federation_refused(code);
-        self.audit(who, "federation".into(), "federate", format!("Cluster {cluster}"), Err(&refusal));
+        self.audit(
+            who,
+            "federation".into(),
+            "federate",
+            format!("Cluster {cluster}"),
+            Err(&refusal),
+        );
         let of = self.refused.entry(cluster).or_default();
         if of.len() < REFUSED_MAX || of.contains_key(&code) {
             let last = of.entry(code).or_insert(Refused {
@@ -167,9 +176,10 @@ impl Owner {
         self.save_at = None;
         let mut values = Vec::new();
         for cluster in std::mem::take(&mut self.saves) {
-            if let (Some(path), Some(value)) =
-                (self.keeper.imports_path(&cluster), self.core.imports_value(&cluster))
-            {
+            if let (Some(path), Some(value)) = (
+                self.keeper.imports_path(&cluster),
+                self.core.imports_value(&cluster),
+            ) {
                 values.push((path, value));
             }
         }

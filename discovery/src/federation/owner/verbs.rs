@@ -1,7 +1,10 @@
 //! What others ask of the owner.
 
 use super::{BTreeSet, Code, Command, Event, Now, Owner, Refusal, Shown, ShownMember, stopping, unix_ms};
-use crate::federation::{ClusterInvite, keep::{INVITES_MAX, hex}};
+use crate::federation::{
+    ClusterInvite,
+    keep::{INVITES_MAX, hex},
+};
 use tombolo_federation::{Ed25519, Record};
 use tombolo_proto::tombolo::federation::v1 as pb;
 
@@ -80,7 +83,9 @@ impl Owner {
                 reply,
             } => {
                 let key = Ed25519::from_seed(&token.seed);
-                let made = self.core.join_request(&token, &key, &exporter, share_trust_domain);
+                let made = self
+                    .core
+                    .join_request(&token, &key, &exporter, share_trust_domain);
                 drop(reply.send(made.map_err(Refusal::from)));
             }
             Command::Accept(response, reply) => drop(reply.send(self.accept(&response).await)),
@@ -94,7 +99,9 @@ impl Owner {
     fn usable(&self) -> Result<Now, Refusal> {
         match self.broken {
             None => Ok(self.now()),
-            Some(_) => Err(Refusal::busy("the store cannot be written at the moment; try again")),
+            Some(_) => Err(Refusal::busy(
+                "the store cannot be written at the moment; try again",
+            )),
         }
     }
 
@@ -113,7 +120,10 @@ impl Owner {
         if self.local_names().contains(cluster) {
             return Err(Refusal::new(
                 Code::MemberExists,
-                format_args!("{cluster} is the name of a network of {} itself", self.config.cluster),
+                format_args!(
+                    "{cluster} is the name of a network of {} itself",
+                    self.config.cluster
+                ),
             ));
         }
         Ok(())
@@ -131,8 +141,19 @@ impl Owner {
             Ok(_) => (format!("cluster {cluster}"), Ok(())),
             Err(refusal) => (crate::audit::ANONYMOUS.to_owned(), Err(refusal)),
         };
-        let id: String = request.invite_id.iter().take(16).map(|b| format!("{b:02x}")).collect();
-        self.audit(who, from, "join", format!("Cluster {cluster} by invite {id}"), result_line);
+        let id: String = request
+            .invite_id
+            .iter()
+            .take(16)
+            .map(|b| format!("{b:02x}"))
+            .collect();
+        self.audit(
+            who,
+            from,
+            "join",
+            format!("Cluster {cluster} by invite {id}"),
+            result_line,
+        );
         result
     }
 
@@ -152,16 +173,18 @@ impl Owner {
             self.trust();
             Ok(response)
         } else {
-            Err(Refusal::busy("the store cannot be written at the moment; try again"))
+            Err(Refusal::busy(
+                "the store cannot be written at the moment; try again",
+            ))
         }
     }
 
     async fn invite(&mut self, id: [u8; 16], invite: &ClusterInvite, dry_run: bool) -> Result<(), Refusal> {
         let now = self.usable()?;
         self.check_name(&invite.cluster)?;
-        let core = invite
-            .to_core(id)
-            .ok_or_else(|| Refusal::invalid("the invite names no trust domain, or namespaces that are none"))?;
+        let core = invite.to_core(id).ok_or_else(|| {
+            Refusal::invalid("the invite names no trust domain, or namespaces that are none")
+        })?;
         let shares_ours = core.share_trust_domain && core.trust_domain == self.config.settings.trust_domain;
         if shares_ours && !dry_run {
             let actions = self.core.set_share_trust_domain(true, now)?;
@@ -175,7 +198,9 @@ impl Owner {
         }
         let all = self.keeper.invites().await?;
         if all.len() >= INVITES_MAX {
-            return Err(Refusal::busy(format_args!("there are {INVITES_MAX} invites; revoke some")));
+            return Err(Refusal::busy(format_args!(
+                "there are {INVITES_MAX} invites; revoke some"
+            )));
         }
         if dry_run {
             return Ok(());
@@ -206,7 +231,9 @@ impl Owner {
         if self.act(actions).await {
             Ok(())
         } else {
-            Err(Refusal::busy("the store cannot be written at the moment; try again"))
+            Err(Refusal::busy(
+                "the store cannot be written at the moment; try again",
+            ))
         }
     }
 
@@ -230,7 +257,9 @@ impl Owner {
         if self.act(actions).await {
             Ok(())
         } else {
-            Err(Refusal::busy("the store cannot be written at the moment; try again"))
+            Err(Refusal::busy(
+                "the store cannot be written at the moment; try again",
+            ))
         }
     }
 
@@ -239,7 +268,10 @@ impl Owner {
         let (exports, seq) = self.core.exports();
         let members = self.core.members().into_iter().map(|status| {
             let cluster = &status.member.record.cluster;
-            let gateways = world.clusters.get(cluster).map_or(0, |imports| imports.gateways.len());
+            let gateways = world
+                .clusters
+                .get(cluster)
+                .map_or(0, |imports| imports.gateways.len());
             let refused = self.refused.get(cluster).into_iter().flatten();
             ShownMember {
                 heard_unix_ms: self.heard.get(cluster).copied().unwrap_or_default(),

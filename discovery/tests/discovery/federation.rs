@@ -1,0 +1,551 @@
+//! Discoveries of several clusters over loopback: who comes in, what they tell each other, who is kept out.
+
+use crate::lab::*;
+use serde_json::{Value, json};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+use tombolo_discovery::config::Config;
+use tombolo_identity::{JoinKey, LiveIdentity, WorkloadIdentity, control_client_config, control_server_name};
+use tombolo_proto::{
+    istio::workload::{Address, Workload, address::Type},
+    tombolo::{
+        admin::v1 as admin,
+        federation::v1::{self as pb, federation_client::FederationClient, peer_message::Message},
+    },
+    type_url, unpack,
+};
+use tombolo_types::{InviteToken, SpiffeId};
+use zeroize::Zeroizing;
+
+fn free_port() -> u16 {
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    socket.local_addr().unwrap().port()
+}
+
+/// A discovery with a trust domain of its own, at a port that stays over a restart.
+async fn cluster(name: &str) -> Lab {
+    cluster_with(name, |_| ()).await
+}
+
+async fn cluster_with(name: &str, edit: impl FnOnce(&mut Config)) -> Lab {
+    let at = format!("127.0.0.1:{}", free_port());
+    Lab::start_with(|config| {
+        config.trust_domain = format!("{name}.example");
+        config.listen = at.parse().unwrap();
+        config.advertise = vec![at];
+        edit(config);
+    })
+    .await
+}
+
+struct Invite {
+    request: admin::CreateClusterInviteRequest,
+    seed: Zeroizing<[u8; 32]>,
+}
+
+impl Invite {
+    fn of(cluster: &str) -> Self {
+        let seed = Zeroizing::new(rand::random());
+        let request = admin::CreateClusterInviteRequest {
+            invite_id: rand::random::<[u8; 16]>().to_vec(),
+            public_key: JoinKey::from_seed(&seed).public_key().to_vec(),
+            cluster: cluster.into(),
+            trust_domain: format!("{cluster}.example"),
+            namespaces: vec!["shop".into()],
+            ..Default::default()
+        };
+        Self { request, seed }
+    }
+
+    async fn make(&self, lab: &Lab) -> Result<String, tonic::Status> {
+        let request = self.request.clone();
+        let made = lab
+            .admin()
+            .await
+            .create_cluster_invite(request)
+            .await?
+            .into_inner();
+        let token = InviteToken {
+            id: self.request.invite_id.as_slice().try_into().unwrap(),
+            root_pin: made.root_pin.as_slice().try_into().unwrap(),
+            seed: self.seed.clone(),
+            trust_domain: made.trust_domain.parse().unwrap(),
+            cluster: self.request.cluster.clone(),
+            endpoints: made.endpoints,
+        };
+        Ok(token.encode().to_string())
+    }
+}
+
+async fn join(lab: &Lab, token: &str) -> Result<admin::JoinClusterResponse, tonic::Status> {
+    let request = admin::JoinClusterRequest {
+        token: token.into(),
+        ..Default::default()
+    };
+    let answer = lab.admin().await.join_cluster(request).await?;
+    Ok(answer.into_inner())
+}
+
+/// `inviter` invites `lab` of this name, which joins.
+async fn admit(inviter: &Lab, lab: &Lab, name: &str) {
+    let token = Invite::of(name).make(inviter).await.unwrap();
+    let joined = join(lab, &token).await.unwrap();
+    assert_eq!(joined.cluster, name);
+}
+
+async fn clusters(lab: &Lab) -> Vec<admin::Cluster> {
+    let request = admin::ListClustersRequest {};
+    let listed = lab.admin().await.list_clusters(request).await.unwrap();
+    listed.into_inner().clusters
+}
+
+async fn state(lab: &Lab, name: &str) -> Option<String> {
+    let all = clusters(lab).await;
+    all.into_iter().find(|c| c.name == name).map(|c| c.state)
+}
+
+async fn wait_state(lab: &Lab, name: &str, wanted: &str) {
+    lab.wait_for(&format!("{name} is {wanted}"), async || {
+        state(lab, name).await.as_deref() == Some(wanted)
+    })
+    .await;
+}
+
+async fn remove(lab: &Lab, cluster: &str) -> Result<(), tonic::Status> {
+    let request = admin::RemoveClusterRequest {
+        cluster: cluster.into(),
+    };
+    lab.admin().await.remove_cluster(request).await.map(drop)
+}
+
+fn exported(name: &str) -> Value {
+    let mut service = service(name);
+    service["metadata"]["labels"] = json!({ "istio.io/global": "true" });
+    service
+}
+
+fn entry(name: &str, weight: u32) -> Value {
+    object(
+        "networking.istio.io/v1",
+        "WorkloadEntry",
+        &format!("{name}-1"),
+        json!({ "address": "10.0.0.7", "serviceAccount": name, "weight": weight,
+                "labels": { "app": name, "networking.istio.io/tunnel": "http" } }),
+    )
+}
+
+/// Workloads of a service that are in other clusters, as this cluster's subscribers are told.
+fn imported(lab: &Lab, name: &str) -> Vec<Workload> {
+    let world = lab.running().fleet.world().load();
+    let addresses = world.resources(type_url::ADDRESS).unwrap();
+    let addresses = addresses.values().map(|compiled| {
+        let address: Address = unpack(&compiled.any).unwrap();
+        address
+    });
+    let workloads = addresses.filter_map(|address| match address.r#type {
+        Some(Type::Workload(workload)) => Some(workload),
+        _ => None,
+    });
+    let of_service = |workload: &Workload| {
+        workload.uid.contains("/SplitHorizonWorkload/") && workload.canonical_name == name
+    };
+    workloads.filter(of_service).collect()
+}
+
+async fn wait_imported(lab: &Lab, name: &str, capacity: u32) {
+    lab.wait_for(&format!("{name} with capacity {capacity}"), async || {
+        imported(lab, name).iter().any(|w| w.capacity == Some(capacity))
+    })
+    .await;
+}
+
+fn bundles(lab: &Lab) -> BTreeSet<String> {
+    let world = lab.running().fleet.world().load();
+    let bundles = world.resources(type_url::TRUST_BUNDLE).unwrap();
+    bundles.keys().map(|name| name.to_string()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_clusters_by_two_commands_and_one_leaves() {
+    let (west, east, south) = (
+        cluster("west").await,
+        cluster("east").await,
+        cluster("south").await,
+    );
+    west.apply(&[exported("catalog"), service("private"), entry("catalog", 1)])
+        .await
+        .unwrap();
+    admit(&west, &east, "east").await;
+    admit(&west, &south, "south").await;
+    // Each learns of the others by the records, not by a command of its own.
+    for (lab, others) in [
+        (&west, ["east", "south"]),
+        (&east, ["west", "south"]),
+        (&south, ["west", "east"]),
+    ] {
+        for other in others {
+            wait_state(lab, other, "Connected").await;
+        }
+    }
+    for lab in [&east, &south] {
+        wait_imported(lab, "catalog", 1).await;
+        let workloads = imported(lab, "catalog");
+        assert_eq!(workloads.len(), 1, "{workloads:?}");
+        let workload = &workloads[0];
+        assert_eq!(
+            (&*workload.network, &*workload.trust_domain),
+            ("west", "west.example")
+        );
+        assert!(workload.addresses.is_empty());
+        assert!(imported(lab, "private").is_empty());
+        assert!(bundles(lab).contains("west.example"));
+    }
+    // An address that a restart keeps.
+    let vip = |lab: &Lab| {
+        let world = lab.running().fleet.world().load();
+        let key = "shop/catalog.shop.svc.mesh.internal";
+        world
+            .resource(type_url::ADDRESS, key)
+            .map(|compiled| compiled.any.clone())
+    };
+    let before = vip(&east).unwrap();
+    let mut east = east;
+    east.shut_down().await;
+    wait_state(&west, "east", "Stale").await;
+    // West goes on; what changes meanwhile is there when east is back.
+    west.apply(&[entry("catalog", 5)]).await.unwrap();
+    wait_imported(&south, "catalog", 5).await;
+    east.boot().await;
+    assert_eq!(
+        imported(&east, "catalog").len(),
+        1,
+        "served from the last run at once"
+    );
+    wait_imported(&east, "catalog", 5).await;
+    assert_eq!(vip(&east).unwrap(), before);
+    wait_state(&west, "east", "Connected").await;
+    let names: Vec<String> = clusters(&west).await.into_iter().map(|c| c.name).collect();
+    assert_eq!(names, ["east", "south", "west"], "no duplicate");
+
+    // Who did not admit it may not remove it.
+    let refused = remove(&south, "east").await.unwrap_err();
+    assert!(refused.message().starts_with("TMB0707"), "{refused}");
+    remove(&west, "east").await.unwrap();
+    for lab in [&west, &south] {
+        wait_state(lab, "east", "Removed").await;
+        lab.wait_for("roots are withdrawn", async || {
+            !bundles(lab).contains("east.example")
+        })
+        .await;
+    }
+    wait_state(&east, "east", "Removed").await;
+    east.wait_for("nothing of the others is served", async || {
+        imported(&east, "catalog").is_empty() && bundles(&east).len() == 1
+    })
+    .await;
+    let log = west.audit_log();
+    assert!(
+        log.contains("\"verb\":\"join\"") && log.contains("Cluster east"),
+        "{log}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_is_seen_by_all_within_a_second() {
+    let (west, east, south) = (
+        cluster("west").await,
+        cluster("east").await,
+        cluster("south").await,
+    );
+    west.apply(&[exported("catalog"), entry("catalog", 1)])
+        .await
+        .unwrap();
+    admit(&west, &east, "east").await;
+    admit(&west, &south, "south").await;
+    for lab in [&east, &south] {
+        wait_imported(lab, "catalog", 1).await;
+    }
+    let mut waits = Vec::new();
+    for weight in 2..42 {
+        let started = Instant::now();
+        west.apply(&[entry("catalog", weight)]).await.unwrap();
+        for lab in [&east, &south] {
+            wait_imported(lab, "catalog", weight).await;
+        }
+        waits.push(started.elapsed());
+    }
+    waits.sort();
+    let (p50, worst) = (waits[waits.len() / 2], waits[waits.len() - 1]);
+    println!("{} changes: p50 {p50:?}, worst {worst:?}", waits.len());
+    assert!(worst < Duration::from_secs(1), "{waits:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_invite_admits_one_named_cluster_once() {
+    let (west, east, other) = (
+        cluster("west").await,
+        cluster("east").await,
+        cluster("other").await,
+    );
+    let refused = async |lab: &Lab, token: &str, code: &str| {
+        let before = clusters(lab).await;
+        let refused = join(lab, token).await.unwrap_err();
+        assert!(refused.message().starts_with(code), "{code}: {refused}");
+        assert_eq!(
+            clusters(lab).await.len(),
+            before.len(),
+            "nothing has changed here"
+        );
+    };
+    // Another name, or another trust domain.
+    let token = Invite::of("east").make(&west).await.unwrap();
+    refused(&other, &token, "TMB0706").await;
+    let mut invite = Invite::of("east");
+    invite.request.trust_domain = "elsewhere.example".into();
+    let token_elsewhere = invite.make(&west).await.unwrap();
+    refused(&east, &token_elsewhere, "TMB0706").await;
+    // Over.
+    let mut invite = Invite::of("east");
+    invite.request.ttl_seconds = 1;
+    let expired = invite.make(&west).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    refused(&east, &expired, "TMB0702").await;
+    // Revoked.
+    let invite = Invite::of("east");
+    let revoked = invite.make(&west).await.unwrap();
+    let id: String = invite
+        .request
+        .invite_id
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect();
+    let request = admin::RevokeClusterInviteRequest { id };
+    west.admin().await.revoke_cluster_invite(request).await.unwrap();
+    refused(&east, &revoked, "TMB0704").await;
+    // A damaged one.
+    refused(&east, &token[..token.len() - 3], "TMB0701").await;
+    assert!(clusters(&west).await.len() == 1, "west is alone still");
+
+    join(&east, &token).await.unwrap();
+    wait_state(&west, "east", "Connected").await;
+    // A thief with the same token, who calls its cluster east too.
+    let thief = cluster("east").await;
+    refused(&thief, &token, "TMB0703").await;
+    refused(&east, &token, "TMB0715").await;
+    let names: Vec<String> = clusters(&west).await.into_iter().map(|c| c.name).collect();
+    assert_eq!(names, ["east", "west"]);
+    let log = west.audit_log();
+    for code in ["TMB0706", "TMB0702", "TMB0704", "TMB0703"] {
+        assert!(log.contains(code), "{code} is not in the audit log");
+    }
+    assert!(!log.contains("tmi1_"), "no secret in the log");
+}
+
+#[tokio::test]
+async fn names_that_mean_something_else_are_refused() {
+    let west = cluster_with("west", |config| config.network = "lan".into()).await;
+    for (name, code) in [("lan", "TMB0708"), ("west", "TMB0708")] {
+        let mut invite = Invite::of(name);
+        invite.request.trust_domain = "x.example".into();
+        let refused = invite.make(&west).await.unwrap_err();
+        assert!(refused.message().starts_with(code), "{name}: {refused}");
+    }
+    let mut invite = Invite::of("twin");
+    invite.request.trust_domain = "west.example".into();
+    let refused = invite.make(&west).await.unwrap_err();
+    assert!(refused.message().starts_with("TMB0714"), "{refused}");
+    for namespaces in [
+        vec![],
+        vec!["istio-system".to_owned()],
+        vec!["Bad_Name".to_owned()],
+    ] {
+        let mut invite = Invite::of("east");
+        invite.request.namespaces = namespaces;
+        invite.make(&west).await.unwrap_err();
+    }
+    let request = admin::ListClusterInvitesRequest {};
+    let listed = west.admin().await.list_cluster_invites(request).await.unwrap();
+    assert!(listed.into_inner().invites.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_outside_the_grant_is_refused_and_told() {
+    let west = cluster("west").await;
+    // Its own idea of what it exports is wider than its grant.
+    let east = cluster_with("east", |config| config.export_namespaces = vec!["*".into()]).await;
+    let mut foreign = service("ledger");
+    foreign["metadata"]["namespace"] = json!("bank");
+    foreign["spec"]["hosts"] = json!(["ledger.bank.svc.mesh.internal"]);
+    east.apply(&[service("catalog"), entry("catalog", 3), foreign])
+        .await
+        .unwrap();
+    admit(&west, &east, "east").await;
+    wait_imported(&west, "catalog", 3).await;
+    assert!(imported(&west, "ledger").is_empty());
+    let listed = east
+        .admin()
+        .await
+        .list_clusters(admin::ListClustersRequest {})
+        .await
+        .unwrap();
+    assert_eq!(
+        listed.into_inner().exported_services,
+        1,
+        "an honest member does not even say it"
+    );
+}
+
+/// A stream as a member's discovery would open it, from the folder of that discovery.
+async fn peer_stream(
+    to: &Lab,
+    of: &Lab,
+    identity: WorkloadIdentity,
+) -> Result<
+    (
+        tokio::sync::mpsc::Sender<pb::PeerMessage>,
+        tonic::Streaming<pb::PeerMessage>,
+    ),
+    String,
+> {
+    let _ = of;
+    let live = LiveIdentity::new(Some(std::sync::Arc::new(identity)), vec![to.bundle()]);
+    let discovery = SpiffeId::discovery(to.trust_domain());
+    let tls = control_client_config(&live, &discovery, true).unwrap();
+    let socket = tokio::net::TcpStream::connect(to.running().address)
+        .await
+        .unwrap();
+    let name = control_server_name(&to.trust_domain()).unwrap();
+    let stream = tokio_rustls::TlsConnector::from(std::sync::Arc::new(tls))
+        .connect(name, socket)
+        .await
+        .map_err(|error| error.to_string())?;
+    let mut once = Some(stream);
+    let channel = tonic::transport::Endpoint::from_static("http://discovery")
+        .connect_with_connector(tower::service_fn(move |_: http::Uri| {
+            let stream = once
+                .take()
+                .ok_or_else(|| std::io::Error::other("one connection only"));
+            async move { stream.map(hyper_util::rt::TokioIo::new) }
+        }))
+        .await
+        .map_err(|error| error.to_string())?;
+    let (messages_tx, messages_rx) = tokio::sync::mpsc::channel(16);
+    let stream = tokio_stream::wrappers::ReceiverStream::new(messages_rx);
+    let answers = FederationClient::new(channel).peer(stream).await;
+    let answers = answers.map_err(|status| status.message().to_owned())?;
+    Ok((messages_tx, answers.into_inner()))
+}
+
+/// A certificate of an identity by the CA of a lab.
+fn certificate(lab: &Lab, id: &SpiffeId) -> WorkloadIdentity {
+    let authority =
+        tombolo_ca::Authority::open(&lab.config.state_dir.join("ca"), &lab.trust_domain()).unwrap();
+    authority
+        .issue_server(
+            id,
+            &[],
+            &[],
+            Duration::from_secs(600),
+            std::time::SystemTime::now(),
+        )
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_no_member_gets_no_stream_and_garbage_harms_nobody() {
+    let (west, east, stranger) = (
+        cluster("west").await,
+        cluster("east").await,
+        cluster("stranger").await,
+    );
+    west.apply(&[exported("catalog"), entry("catalog", 1)])
+        .await
+        .unwrap();
+    admit(&west, &east, "east").await;
+    wait_imported(&east, "catalog", 1).await;
+
+    let discovery = |lab: &Lab| SpiffeId::discovery(lab.trust_domain());
+    let refused = peer_stream(&west, &stranger, certificate(&stranger, &discovery(&stranger))).await;
+    refused.map(drop).unwrap_err();
+    // A workload of a member cluster, and one of the own mesh.
+    let workload = SpiffeId::new(east.trust_domain(), "shop", "catalog").unwrap();
+    peer_stream(&west, &east, certificate(&east, &workload))
+        .await
+        .map(drop)
+        .unwrap_err();
+    let workload = SpiffeId::new(west.trust_domain(), "shop", "catalog").unwrap();
+    let refused = peer_stream(&west, &west, certificate(&west, &workload)).await;
+    assert!(refused.map(drop).unwrap_err().starts_with("TMB0721"));
+
+    // The certificate of a member's discovery alone is not enough: without the member key nothing is believed.
+    let foreign = certificate(&east, &discovery(&east));
+    let (messages, mut answers) = peer_stream(&west, &east, foreign).await.unwrap();
+    let hello = answers.message().await.unwrap().unwrap();
+    assert!(matches!(hello.message, Some(Message::Hello(_))), "{hello:?}");
+    let forged = pb::Hello {
+        version: env!("CARGO_PKG_VERSION").into(),
+        cluster: "east".into(),
+        epoch: u64::MAX,
+        instance: 7,
+        proof: vec![0; 64],
+        ..Default::default()
+    };
+    let message = Some(Message::Hello(forged));
+    messages.send(pb::PeerMessage { message }).await.unwrap();
+    let mut last = None;
+    while let Ok(Some(message)) = answers.message().await {
+        last = message.message;
+    }
+    assert!(
+        matches!(&last, Some(Message::Refused(r)) if r.code == "TMB0721"),
+        "{last:?}"
+    );
+    // Such a connection cannot read xDS either, whatever else it tries.
+    let foreign = std::sync::Arc::new(certificate(&east, &discovery(&east)));
+    let live = LiveIdentity::new(Some(foreign), vec![west.bundle()]);
+    let (channel, _) = west.dial(live.current().identity.clone()).await;
+    let mut ads =
+        tombolo_proto::xds::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient::new(
+            channel,
+        );
+    let refused = ads
+        .delta_aggregated_resources(tokio_stream::empty())
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unauthenticated, "{refused}");
+
+    // The real one is still there.
+    wait_state(&west, "east", "Connected").await;
+    west.apply(&[entry("catalog", 9)]).await.unwrap();
+    wait_imported(&east, "catalog", 9).await;
+    assert!(west.audit_log().contains("TMB0721"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_join_that_fails_leaves_both_sides_as_they_were() {
+    let (mut west, mut east) = (cluster("west").await, cluster("east").await);
+    // Nobody there.
+    let token = Invite::of("east").make(&west).await.unwrap();
+    west.shut_down().await;
+    let refused = join(&east, &token).await.unwrap_err();
+    assert!(refused.message().starts_with("TMB0112"), "{refused}");
+    west.boot().await;
+    // Other names for everything: two mesh domains.
+    let other = cluster_with("other", |config| config.mesh_domain = "other.internal".into()).await;
+    let second = Invite::of("other").make(&west).await.unwrap();
+    let refused = join(&other, &second).await.unwrap_err();
+    assert!(refused.message().contains("mesh domain"), "{refused}");
+    assert_eq!(clusters(&west).await.len(), 1);
+    assert_eq!(clusters(&other).await.len(), 1);
+    assert_eq!(state(&other, "other").await.as_deref(), Some("Own"));
+    // The same invite works as soon as nothing is in the way, and the result outlives both processes.
+    join(&east, &token).await.unwrap();
+    west.shut_down().await;
+    east.shut_down().await;
+    west.boot().await;
+    east.boot().await;
+    wait_state(&west, "east", "Connected").await;
+    wait_state(&east, "west", "Connected").await;
+}
