@@ -8,6 +8,7 @@ use crate::{
 };
 use serde_json::{Value, json};
 use std::process::ExitCode;
+use tombolo_config::nearest;
 use tombolo_control_client::host;
 use tombolo_proto::tombolo::admin::v1::{
     DeleteVmRequest, HealthRequest, ListVmsRequest, ReadmitVmRequest, RevokeVmRequest, Vm,
@@ -67,6 +68,21 @@ pub(crate) struct Named {
     vms: Vec<String>,
 }
 
+/// The VM that was probably meant: of the same namespace, or of any by its bare name.
+fn nearest_vm(vm: &str, found: &[Vm]) -> Option<String> {
+    let full = |namespace: &str, name: &str| format!("{namespace}/{name}");
+    match vm.split_once('/') {
+        Some((namespace, name)) => {
+            let there = found.iter().filter(|vm| vm.namespace == namespace);
+            nearest(name, there.map(|vm| vm.name.as_str())).map(|name| full(namespace, &name))
+        }
+        None => found
+            .iter()
+            .find(|other| other.name == vm)
+            .map(|other| full(&other.namespace, &other.name)),
+    }
+}
+
 pub(crate) async fn run(verb: Verb, sockets: &Sockets) -> Result<ExitCode, Failure> {
     let mut admin = sockets.admin().await?;
     match verb {
@@ -77,10 +93,11 @@ pub(crate) async fn run(verb: Verb, sockets: &Sockets) -> Result<ExitCode, Failu
                 .iter()
                 .find(|vm| vm.device_id == args.vm || format!("{}/{}", vm.namespace, vm.name) == args.vm);
             let vm = vm.ok_or_else(|| {
-                Failure::coded(
-                    Code::NotFound,
-                    format!("VM {}; tombolo vm list -A lists them", args.vm),
-                )
+                let missing = match nearest_vm(&args.vm, &found) {
+                    Some(meant) => format!("VM {}; did you mean {meant}?", args.vm),
+                    None => format!("VM {}; tombolo vm list -A lists them", args.vm),
+                };
+                Failure::coded(Code::NotFound, missing)
             })?;
             match args.output.format() {
                 format @ (Format::Json | Format::Yaml) => output::value(format, &value(vm))?,

@@ -119,7 +119,7 @@ impl AdminService {
             check_versions(before, wanted)?;
             check_change(before, wanted)?;
         } else {
-            self.check_new(wanted, batch).await?;
+            self.check_new(call, wanted, batch).await?;
         }
         let mut after = wanted.clone();
         let outcome = match &before {
@@ -150,7 +150,7 @@ impl AdminService {
         })
     }
 
-    async fn check_new(&self, wanted: &Resource, batch: &[Resource]) -> Result<(), Refusal> {
+    async fn check_new(&self, call: &Call, wanted: &Resource, batch: &[Resource]) -> Result<(), Refusal> {
         match wanted {
             Resource::JoinToken(token) => {
                 check_new_token(token, jiff::Timestamp::now().as_millisecond())?;
@@ -169,10 +169,9 @@ impl AdminService {
                         .await?
                         .is_none()
                 {
-                    return Err(Refusal::new(
-                        Code::NotFound,
-                        format_args!("WorkloadGroup {namespace}/{group}"),
-                    ));
+                    return Err(self
+                        .object_not_found(call, Kind::WorkloadGroup, namespace, group)
+                        .await);
                 }
                 // The id is global: a token is found by it alone.
                 if self
@@ -309,7 +308,7 @@ impl AdminService {
         let title = format!("{kind} {namespace}/{}", request.name);
         self.authorize(call, Verb::Delete, thing_of(kind)?, Some(namespace), &title)?;
         let result = self
-            .delete_checked(kind, namespace, &request.name, request.dry_run)
+            .delete_checked(call, (kind, namespace, &request.name), request.dry_run)
             .await;
         let before = result
             .as_ref()
@@ -329,15 +328,16 @@ impl AdminService {
 
     async fn delete_checked(
         &self,
-        kind: Kind,
-        namespace: &str,
-        name: &str,
+        call: &Call,
+        (kind, namespace, name): (Kind, &str, &str),
         dry_run: bool,
     ) -> Result<Resource, Refusal> {
         let mesh = &self.context.mesh;
         let title = format!("{kind} {namespace}/{name}");
         let found = mesh.objects.get(kind, namespace, name).await?;
-        let resource = found.ok_or_else(|| Refusal::new(Code::NotFound, &title))?;
+        let Some(resource) = found else {
+            return Err(self.object_not_found(call, kind, namespace, name).await);
+        };
         match &resource {
             Resource::WorkloadGroup(_) => {
                 let view = mesh.fleet.view();

@@ -12,7 +12,6 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use tombolo_config::{Kind, Resource};
 use tombolo_proto::tombolo::admin::v1 as pb;
 use tombolo_store::{Key, Page, Select};
-use tombolo_types::Code;
 
 /// Objects in one answer, whatever is asked for.
 const PAGE_MAX: usize = 500;
@@ -80,7 +79,9 @@ impl AdminService {
             .objects
             .get(kind, namespace, &request.name)
             .await?;
-        let resource = found.ok_or_else(|| Refusal::new(Code::NotFound, &title))?;
+        let Some(resource) = found else {
+            return Err(self.object_not_found(call, kind, namespace, &request.name).await);
+        };
         Ok(shown(resource, &self.context.mesh.fleet.view()))
     }
 }

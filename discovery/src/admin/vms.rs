@@ -1,6 +1,9 @@
 //! The fleet for operators: who is enrolled and how it stands; revoke, delete, readmit.
 
-use super::{AdminService, Call, given};
+use super::{
+    AdminService, Call, given,
+    near::{nearest_vm, not_found},
+};
 use crate::{
     audit::sha256,
     conditions,
@@ -83,7 +86,7 @@ impl AdminService {
             namespace.as_deref(),
             &format!("Vm {shown}"),
         )?;
-        let missing = || Refusal::new(Code::NotFound, format_args!("VM {shown}"));
+        let missing = || not_found(&format!("VM {shown}"), nearest_vm(&view, vm));
         let (id, member) = view.find(vm).ok_or_else(missing)?;
         let namespace = &member.device.metadata.namespace;
         let device = self

@@ -55,6 +55,26 @@ async fn a_batch_is_all_or_nothing() {
 }
 
 #[tokio::test]
+async fn a_name_that_is_not_there_is_answered_with_the_nearest() {
+    let lab = Lab::start().await;
+    lab.group("catalog").await;
+    let status = lab.get("WorkloadGroup", "catlog").await.unwrap_err();
+    assert!(status.message().contains("did you mean catalog?"), "{status:?}");
+    let mut client = lab.admin().await;
+    let delete = |name: &str| admin::DeleteRequest {
+        kind: "WorkloadGroup".into(),
+        namespace: "shop".into(),
+        name: name.into(),
+        dry_run: false,
+    };
+    let status = client.delete(delete("catalogue")).await.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::NotFound);
+    assert!(status.message().contains("did you mean catalog?"), "{status:?}");
+    let status = client.delete(delete("payments")).await.unwrap_err();
+    assert!(!status.message().contains("did you mean"), "{status:?}");
+}
+
+#[tokio::test]
 async fn conflicts_dry_runs_and_create_only() {
     let lab = Lab::start().await;
     lab.group("catalog").await;
