@@ -111,6 +111,12 @@ fn exit_of(code: Code) -> u8 {
             | C::Forbidden
             | C::Reserved
             | C::NeedsRoot
+            | C::InviteExpired
+            | C::InviteSpent
+            | C::InviteUnknown
+            | C::InviteProof
+            | C::InviteMismatch
+            | C::MayNotAdmit
     ) {
         REFUSED
     } else if code == C::NotReady {

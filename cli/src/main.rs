@@ -120,6 +120,16 @@ mod tests {
             "vm revoke shop/x --reason stolen",
             "vm delete shop/x",
             "vm readmit shop/x",
+            "cluster invite east --trust-domain east.example",
+            "cluster invite east --trust-domain east.example --namespaces shop,bank --ttl 15m --may-admit -o json",
+            "cluster invite east --trust-domain west.example --share-trust-domain",
+            "cluster join tmi1_x --yes",
+            "cluster join -",
+            "cluster join --token-file /t",
+            "cluster list -o wide",
+            "cluster status east -o json",
+            "cluster remove east --yes",
+            "trust show -o wide",
             "audit --since 1h",
             "config show",
             "completion bash",
@@ -149,6 +159,9 @@ mod tests {
             "wait we/a",
             "apply",
             "workload-group create a --port 80",
+            "cluster invite east",
+            "cluster join tmi1_x --token-file /t",
+            "cluster remove",
         ] {
             let args = std::iter::once("tombolo").chain(line.split(' '));
             assert!(Cli::try_parse_from(args).is_err(), "{line}");

@@ -18,6 +18,7 @@ struct Cli {
 }
 
 #[derive(Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one per process")]
 enum Command {
     /// Founds a mesh: writes configuration, CA and store. Once per host.
     Init(Init),

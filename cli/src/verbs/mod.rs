@@ -2,6 +2,7 @@
 
 mod apply;
 mod audit;
+mod cluster;
 mod completion;
 mod config;
 mod delete;
@@ -13,6 +14,7 @@ mod get;
 mod leave;
 mod status;
 mod token;
+mod trust;
 mod up;
 mod version;
 mod vm;
@@ -57,6 +59,12 @@ pub(crate) enum Verb {
     /// The fleet: list, revoke, delete, readmit VMs.
     #[command(subcommand)]
     Vm(vm::Verb),
+    /// Join clusters with each other: invite, join, list, remove.
+    #[command(subcommand)]
+    Cluster(cluster::Verb),
+    /// The roots that are believed.
+    #[command(subcommand)]
+    Trust(trust::Verb),
     /// Who did what, when, from where.
     Audit(audit::Args),
     /// The agent's configuration, and that of an Istio VM in our words.
@@ -136,6 +144,8 @@ pub(crate) async fn run(verb: Verb, sockets: &Sockets) -> Result<ExitCode, Failu
         Verb::WorkloadGroup(verb) => workload_group::run(&verb, sockets).await,
         Verb::Token(verb) => token::run(verb, sockets).await,
         Verb::Vm(verb) => vm::run(verb, sockets).await,
+        Verb::Cluster(verb) => cluster::run(verb, sockets).await,
+        Verb::Trust(verb) => trust::run(verb, sockets).await,
         Verb::Audit(args) => audit::run(&args, sockets).await,
         Verb::Config(verb) => config::run(&verb, sockets).await,
         Verb::Completion(args) => Ok(completion::run(&args)),

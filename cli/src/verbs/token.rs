@@ -1,4 +1,4 @@
-use super::{Namespace, Namespaces};
+use super::{Namespace, Namespaces, cluster};
 use crate::{
     failure::Failure,
     objects::{self, Admin},
@@ -16,7 +16,7 @@ use tombolo_identity::JoinKey;
 use tombolo_proto::tombolo::admin::v1::{
     CreateBearerRequest, CreateGatewayTokenRequest, DeleteRequest, MeshRequest, MeshResponse,
 };
-use tombolo_types::{Code, JoinToken};
+use tombolo_types::{Code, InviteToken, JoinToken};
 use zeroize::Zeroizing;
 
 /// A token that may stand in an argument, where everybody on the host can read it: one use and an hour.
@@ -32,9 +32,9 @@ const BEARER_TTL: Duration = Duration::from_secs(3600);
 pub(crate) enum Verb {
     /// Make a join token for a WorkloadGroup, or a bearer token for a client without a certificate.
     Create(Create),
-    /// List join tokens. None of them can be shown again.
+    /// List join tokens and invites for clusters. None of them can be shown again.
     List(List),
-    /// Revoke join tokens.
+    /// Revoke join tokens, or invites for clusters.
     Revoke(Revoke),
     /// Show what a token says, without redeeming it. The secret is not shown.
     Inspect(Inspect),
@@ -119,6 +119,10 @@ pub(crate) async fn run(verb: Verb, sockets: &Sockets) -> Result<ExitCode, Failu
         Verb::Revoke(args) => {
             let mut admin = sockets.admin().await?;
             for name in &args.names {
+                if let Ok(invite) = InviteToken::decode(name) {
+                    cluster::revoke(&mut admin, &invite.id_text()).await?;
+                    continue;
+                }
                 // Whoever has the token at hand need not look up its id.
                 let name = JoinToken::decode(name).map_or_else(|_| name.clone(), |token| token.id_text());
                 let name = name.rsplit('/').next().unwrap_or(&name).to_owned();
@@ -128,8 +132,14 @@ pub(crate) async fn run(verb: Verb, sockets: &Sockets) -> Result<ExitCode, Failu
                     name: name.clone(),
                     dry_run: false,
                 };
-                admin.delete(request).await?;
-                output::line(format!("{} revoked", objects::title(Kind::JoinToken, &name)));
+                match admin.delete(request).await.map_err(Failure::from) {
+                    Ok(_) => output::line(format!("{} revoked", objects::title(Kind::JoinToken, &name))),
+                    // The id of an invite, or of nothing: then the first answer tells more.
+                    Err(failure) if failure.code() == Some(Code::NotFound) => {
+                        cluster::revoke(&mut admin, &name).await.map_err(|_| failure)?;
+                    }
+                    Err(failure) => return Err(failure),
+                }
             }
         }
         Verb::Inspect(args) => inspect(&args)?,
@@ -350,11 +360,14 @@ async fn bearer(args: &Create, admin: &mut Admin) -> Result<(), Failure> {
 
 async fn list(args: &List, admin: &mut Admin) -> Result<(), Failure> {
     let found = objects::list(admin, Kind::JoinToken, args.namespaces.filter()).await?;
+    // Invites are of the mesh, not of a namespace.
+    let invites = cluster::invites(admin).await?;
     match args.output.format() {
         format @ (Format::Json | Format::Yaml) => {
+            let invites: Vec<_> = invites.iter().map(cluster::invite_value).collect();
             output::value(
                 format,
-                &json!({"apiVersion": "v1", "kind": "List", "items": found}),
+                &json!({"apiVersion": "v1", "kind": "List", "items": found, "invites": invites}),
             )?;
         }
         Format::Name => {
@@ -367,6 +380,7 @@ async fn list(args: &List, admin: &mut Admin) -> Result<(), Failure> {
             output::print(
                 &objects::table(Kind::JoinToken, &found, all, format == Format::Wide, false).render(),
             );
+            output::print(&cluster::invite_table(&invites, host::now_unix_ms()));
         }
     }
     Ok(())
@@ -381,6 +395,9 @@ fn inspect(args: &Inspect) -> Result<(), Failure> {
     } else {
         Zeroizing::new(args.token.clone())
     };
+    if let Ok(invite) = InviteToken::decode(&text) {
+        return cluster::inspect(&invite, args.output.format());
+    }
     let token = JoinToken::decode(&text).map_err(|error| Failure::coded(Code::TokenMalformed, error))?;
     let pin: String = token.root_pin.iter().map(|byte| format!("{byte:02x}")).collect();
     match args.output.format() {

@@ -3,7 +3,7 @@
 use super::{AdminService, Call};
 use crate::{
     audit::sha256,
-    federation::{ClusterInvite, Shown, ShownMember},
+    federation::{ClusterInvite, JoinOptions, Shown, ShownMember},
     refusal::Refusal,
     roles::{Thing, Verb},
 };
@@ -120,7 +120,7 @@ impl AdminService {
             "delete",
             &object,
             (None, None),
-            result.as_ref().map(|()| ()),
+            result.as_ref().map(|&()| ()),
         );
         result
     }
@@ -154,11 +154,14 @@ impl AdminService {
         }
         // Half a join is worse than one whose caller has gone: it is carried on to its end, or taken back.
         let federation = self.context.federation.clone();
-        let share = request.share_trust_domain;
+        let options = JoinOptions {
+            share_trust_domain: request.share_trust_domain,
+            from_argument: request.from_argument,
+        };
         let joining =
             self.context.tasks.spawn(
                 "cluster join",
-                async move { federation.join(&token, share).await },
+                async move { federation.join(&token, options).await },
             );
         let result = joining.await.map_err(Refusal::internal)?;
         self.record(call, "join", &object, (None, None), result.as_ref().map(|_| ()));
@@ -189,7 +192,7 @@ impl AdminService {
             "delete",
             &object,
             (None, None),
-            result.as_ref().map(|()| ()),
+            result.as_ref().map(|&()| ()),
         );
         result
     }

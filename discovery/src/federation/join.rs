@@ -17,6 +17,10 @@ const FIRST_CONTACT_TIMEOUT: Duration = Duration::from_secs(12);
 const LOOK: Duration = Duration::from_millis(50);
 /// Bytes of an answer: all records of a full set.
 const ANSWER_BYTES_MAX: usize = 64 * MESSAGE_BYTES_MAX;
+/// How the joining side says that the invite stood in an argument, where everybody on its host could read it.
+const IN_ARGUMENT: &str = "invite-in-argument";
+/// Most of its life that such an invite may have left.
+const ARGUMENT_LIFE_MAX: Duration = Duration::from_secs(3600);
 /// How a side says its mesh domain: services have one name everywhere only if it is the same.
 const MESH_DOMAIN: &str = "mesh-domain=";
 
@@ -40,11 +44,45 @@ pub(super) fn check_mesh_domain(ours: &str, features: &[String]) -> Result<(), R
     }
 }
 
+/// An invite that could be read by others and lives on for long is not taken.
+pub(super) fn check_argument(
+    features: &[String],
+    expires_unix_ms: i64,
+    now_unix_ms: i64,
+) -> Result<(), Refusal> {
+    let left = expires_unix_ms.saturating_sub(now_unix_ms);
+    let long = i64::try_from(ARGUMENT_LIFE_MAX.as_millis()).is_ok_and(|max| left > max);
+    if long && features.iter().any(|feature| feature == IN_ARGUMENT) {
+        return Err(Refusal::new(
+            Code::TokenInArgument,
+            format_args!(
+                "the invite lives for another {} min, and may have been read already",
+                left / 60_000
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// How an invite is redeemed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct JoinOptions {
+    /// The operator was told what sharing a trust domain gives away.
+    pub share_trust_domain: bool,
+    /// The invite stood in an argument.
+    pub from_argument: bool,
+}
+
+#[allow(
+    clippy::wildcard_enum_match_arm,
+    reason = "what is not named is a failure of TLS: the text says which"
+)]
 fn refusal_of(endpoint: &str, refusal: &ConnectRefusal) -> Refusal {
     let code = match refusal {
         ConnectRefusal::PinMismatch => Code::PinMismatch,
         ConnectRefusal::NotDiscovery { .. } => Code::NotDiscovery,
-        _ => Code::ClockSkew,
+        ConnectRefusal::Expired { .. } | ConnectRefusal::NotYetValid { .. } => Code::ClockSkew,
+        _ => Code::Unreachable,
     };
     Refusal::new(code, format_args!("{endpoint}: {refusal}"))
 }
@@ -55,10 +93,10 @@ impl Federation {
     ///
     /// # Errors
     /// When the inviting side cannot be reached, is not the one that the token names, or refuses.
-    pub async fn join(&self, token: &InviteToken, share_trust_domain: bool) -> Result<String, Refusal> {
+    pub async fn join(&self, token: &InviteToken, options: JoinOptions) -> Result<String, Refusal> {
         let mut worst: Option<Refusal> = None;
         for endpoint in &token.endpoints {
-            match self.join_at(endpoint, token, share_trust_domain).await {
+            match self.join_at(endpoint, token, options).await {
                 Ok(response) => return self.accept(response).await,
                 Err(Attempt::Refused(refusal)) => return Err(refusal),
                 // Somebody else's discovery is worse news than none.
@@ -75,7 +113,7 @@ impl Federation {
         &self,
         endpoint: &str,
         token: &InviteToken,
-        share_trust_domain: bool,
+        options: JoinOptions,
     ) -> Result<pb::JoinResponse, Attempt> {
         let discovery = SpiffeId::discovery(token.trust_domain.clone());
         let pinned = pinned_client_config(token.root_pin, &discovery);
@@ -92,12 +130,15 @@ impl Federation {
             .ask(|reply| Command::PrepareJoin {
                 token: boxed,
                 exporter,
-                share_trust_domain,
+                share_trust_domain: options.share_trust_domain,
                 reply,
             })
             .await
             .map_err(Attempt::Refused)?;
         request.features.push(mesh_domain_feature(&self.mesh_domain));
+        if options.from_argument {
+            request.features.push(IN_ARGUMENT.into());
+        }
         let mut client = FederationClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
         let answer = tokio::time::timeout(ANSWER_TIMEOUT, client.join(request)).await;
         let answer = answer.map_err(|_| {
@@ -182,5 +223,14 @@ mod tests {
         check_mesh_domain("mesh.internal", &[]).unwrap();
         let refused = check_mesh_domain("mesh.internal", &feature("other.internal")).unwrap_err();
         assert!(refused.message.contains("other.internal"), "{refused}");
+    }
+
+    #[test]
+    fn an_invite_in_an_argument_is_short() {
+        let told = vec![IN_ARGUMENT.to_owned()];
+        check_argument(&told, 3_600_000, 0).unwrap();
+        check_argument(&[], i64::MAX, 0).unwrap();
+        let refused = check_argument(&told, 2 * 3_600_000, 0).unwrap_err();
+        assert_eq!(refused.code, Some(Code::TokenInArgument));
     }
 }

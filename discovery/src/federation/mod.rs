@@ -19,6 +19,7 @@ mod keep;
 mod owner;
 mod service;
 
+pub use join::JoinOptions;
 pub use keep::ClusterInvite;
 pub use owner::{FederationConfig, start};
 pub use service::FederationService;

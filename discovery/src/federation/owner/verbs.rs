@@ -2,7 +2,7 @@
 
 use super::{BTreeSet, Code, Command, Event, Now, Owner, Refusal, Shown, ShownMember, stopping, unix_ms};
 use crate::federation::{
-    ClusterInvite,
+    ClusterInvite, join,
     keep::{INVITES_MAX, hex},
 };
 use tombolo_federation::{Ed25519, Record};
@@ -167,6 +167,7 @@ impl Owner {
         let id: [u8; 16] = request.invite_id.as_slice().try_into().map_err(|_| unknown())?;
         let stored = self.keeper.invite(&id).await?.ok_or_else(unknown)?;
         let invite = stored.to_core(id).ok_or_else(unknown)?;
+        join::check_argument(&request.features, invite.expires_unix_ms, now.unix_ms)?;
         let (response, actions) = self.core.redeem(&invite, request, exporter, now)?;
         if self.act(actions).await {
             // The joining side comes with a certificate by these roots next.
