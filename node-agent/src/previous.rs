@@ -122,10 +122,13 @@ async fn connect(path: &Path) -> io::Result<(Packets, Hello)> {
         }
     })?;
     send(&packets, &Message::Hello(Hello::new(0)), &[]).await?;
-    match receive(&packets, PATIENCE).await?.0 {
-        Message::Hello(hello) if hello.check().is_ok() => Ok((packets, hello)),
-        other => Err(io::Error::other(format!("it said {other:?}"))),
+    let said = receive(&packets, PATIENCE).await?.0;
+    if let Message::Hello(hello) = &said
+        && hello.check().is_ok()
+    {
+        return Ok((packets, hello.clone()));
     }
+    Err(io::Error::other(format!("it said {said:?}")))
 }
 
 /// The connections that those processes serve, for an agent that starts without having been handed them: the one that

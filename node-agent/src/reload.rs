@@ -149,12 +149,13 @@ async fn start(options: &Options) -> Result<Packets, Problem> {
 }
 
 fn new_failed(error: io::Error) -> Problem {
-    match error.kind() {
-        io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe => {
-            failed("the new agent has ended before it had taken over; its own log says why")
-        }
-        io::ErrorKind::TimedOut => failed("the new agent did not answer in time"),
-        _ => failed(format!("the new agent: {error}")),
+    let kind = error.kind();
+    if matches!(kind, io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe) {
+        failed("the new agent has ended before it had taken over; its own log says why")
+    } else if kind == io::ErrorKind::TimedOut {
+        failed("the new agent did not answer in time")
+    } else {
+        failed(format!("the new agent: {error}"))
     }
 }
 
@@ -196,9 +197,11 @@ async fn attempt(agent: &Arc<Agent>, options: &Options) -> Result<HandedOver, Pr
         send(&packets, &take_over, &descriptors)
             .await
             .map_err(new_failed)?;
-        match listen(receive(&packets, SERVE_MAX).await).await? {
-            Message::Serving => Ok(()),
-            other => Err(failed(format!("the new agent said {other:?}"))),
+        let said = listen(receive(&packets, SERVE_MAX).await).await?;
+        if matches!(said, Message::Serving) {
+            Ok(())
+        } else {
+            Err(failed(format!("the new agent said {said:?}")))
         }
     };
     if let Err(problem) = served.await {

@@ -208,9 +208,9 @@ impl State {
     pub fn adopt(dir: &Path, lock: OwnedFd) -> Result<Self, StateError> {
         let path = dir.join(LOCK);
         let file = File::from(lock);
-        let same = file
-            .metadata()
-            .and_then(|ours| fs::metadata(&path).map(|there| (ours.dev(), ours.ino()) == (there.dev(), there.ino())));
+        let same = file.metadata().and_then(|ours| {
+            fs::metadata(&path).map(|there| (ours.dev(), ours.ino()) == (there.dev(), there.ino()))
+        });
         let io = |source| StateError::Io {
             action: "taking over",
             path: path.clone(),
@@ -274,12 +274,15 @@ impl State {
         let Some(text) = self.read_text(REGISTRATION)? else {
             return Ok(None);
         };
-        let damaged = |error: RegistrationError| match error {
-            RegistrationError::Version(_) => StateError::Newer {
-                path: self.dir.join(REGISTRATION),
-                reason: error.to_string(),
-            },
-            _ => self.damaged(REGISTRATION, error),
+        let damaged = |error: RegistrationError| {
+            if matches!(error, RegistrationError::Version(_)) {
+                StateError::Newer {
+                    path: self.dir.join(REGISTRATION),
+                    reason: error.to_string(),
+                }
+            } else {
+                self.damaged(REGISTRATION, error)
+            }
         };
         Registration::from_json(&text).map(Some).map_err(damaged)
     }
@@ -472,10 +475,12 @@ impl State {
                 continue; // there is none
             };
             if metadata.is_file() && metadata.mode() & 0o077 != 0 {
-                fs::set_permissions(&path, Permissions::from_mode(0o600)).map_err(|source| StateError::Io {
-                    action: "closing",
-                    path: path.clone(),
-                    source,
+                fs::set_permissions(&path, Permissions::from_mode(0o600)).map_err(|source| {
+                    StateError::Io {
+                        action: "closing",
+                        path: path.clone(),
+                        source,
+                    }
                 })?;
                 exposed.push(path);
             }

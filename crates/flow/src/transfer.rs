@@ -203,7 +203,7 @@ impl FlowTable {
         }
     }
 
-    fn entry<'a>(&self, rest: &mut Rest<'a>) -> Result<(Flow, Option<(Duration, &'a [u8])>), ImportError> {
+    fn entry<'a>(&self, rest: &mut Rest<'a>) -> Result<(Flow, Option<Syn<'a>>), ImportError> {
         let (application, vip): (Octets, Octets) = (rest.array()?, rest.array()?);
         let application_port = u16::from_be_bytes(rest.array()?);
         let vip_port = u16::from_be_bytes(rest.array()?);
@@ -266,6 +266,9 @@ impl FlowTable {
         Ok((flow, Some((left, syn))))
     }
 }
+
+/// What is left of the budget of a held connection, and its latest SYN.
+type Syn<'a> = (Duration, &'a [u8]);
 
 /// What is left to read.
 struct Rest<'a>(&'a [u8]);

@@ -140,7 +140,7 @@ impl Bus {
     async fn property(&self, program: &str, path: &str, which: &(&str, &str)) -> zbus::Result<String> {
         let reply = self.call(program, path, PROPERTIES, "Get", which).await?;
         let value: OwnedVariant = reply.body().deserialize()?;
-        Ok(String::try_from(value)?)
+        String::try_from(value)
     }
 
     /// `active`, `inactive`, `failed`, and so on; `inactive` for a unit that is not loaded.

@@ -10,14 +10,18 @@ use std::{
 /// Replaces a file by another in one step: whoever reads sees the old or the new one, also after a power failure. It
 /// belongs to root; netd, which has root's user but its own group, is a member of root's group for that.
 pub(crate) fn replace(path: &Path, content: &[u8], mode: u32) -> Result<(), String> {
-    put(path, content, mode).map_err(|error| match error.kind() {
-        io::ErrorKind::ReadOnlyFilesystem => format!(
-            "{}: the file system is read-only, or tombolo-netd's unit does not let it write there; after a change of \
-             the host: systemctl restart tombolo-netd",
-            path.display()
-        ),
-        io::ErrorKind::ResourceBusy => format!("{}: it is a mount of its own and cannot be replaced", path.display()),
-        _ => format!("{}: {error}", path.display()),
+    put(path, content, mode).map_err(|error| {
+        let path = path.display();
+        if error.kind() == io::ErrorKind::ReadOnlyFilesystem {
+            format!(
+                "{path}: the file system is read-only, or tombolo-netd's unit does not let it write there; after a change \
+                 of the host: systemctl restart tombolo-netd"
+            )
+        } else if error.kind() == io::ErrorKind::ResourceBusy {
+            format!("{path}: it is a mount of its own and cannot be replaced")
+        } else {
+            format!("{path}: {error}")
+        }
     })
 }
 

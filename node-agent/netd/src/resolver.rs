@@ -235,7 +235,11 @@ impl Owner {
         let chosen = match word {
             NamesMode::Auto => lookup.backend(),
             NamesMode::None => None,
-            mode => Some(mode),
+            NamesMode::Resolved
+            | NamesMode::NetworkManager
+            | NamesMode::Dnsmasq
+            | NamesMode::Unbound
+            | NamesMode::ResolvConf => Some(word),
         };
         if chosen.is_some() || word == NamesMode::None {
             self.revert_all_but(chosen).await;

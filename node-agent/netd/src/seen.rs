@@ -127,7 +127,7 @@ fn network_manager_conf(root: &Path) -> Option<String> {
         files.append(&mut inside);
     }
     let texts = files.iter().filter_map(|path| fs::read_to_string(path).ok());
-    let found = texts.filter_map(|text| main_dns(&text)).last();
+    let found = texts.filter_map(|text| main_dns(&text)).next_back();
     Some(found.unwrap_or_else(|| "default".into()))
 }
 

@@ -170,7 +170,7 @@ impl Backend for Folder {
         let first = seen.servers().first().copied();
         let first = first.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         // One that runs in another network namespace, or beside the host's real resolver, is not its resolver.
-        if !named && !(first.is_loopback() && seen.listens_at(first)) {
+        if !(named || first.is_loopback() && seen.listens_at(first)) {
             return Err(format!(
                 "{mode} is not what programs of this host ask: nothing listens at {first}"
             ));
