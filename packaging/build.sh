@@ -235,7 +235,11 @@ build_rpm() {
     || { cat "$WORK/rpm.log" >&2; die "rpmbuild failed for $package"; }
 }
 
-for package in "${PACKAGES[@]}"; do build_deb "$package"; build_rpm "$package"; done
+# Both formats at once: each compresses with one thread. What they share is made before.
+for shell in bash zsh fish; do completion "$shell" >/dev/null; done
+(for package in "${PACKAGES[@]}"; do build_deb "$package"; done) & debs=$!
+for package in "${PACKAGES[@]}"; do build_rpm "$package"; done
+wait "$debs"
 for file in "$OUT"/*"$VERSION-$REVISION"*; do
   bytes=$(stat -c %s "$file")
   [ "$bytes" -le "$PACKAGE_BYTES_MAX" ] || die "$file has $bytes bytes; at most $PACKAGE_BYTES_MAX are allowed"

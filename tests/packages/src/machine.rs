@@ -149,7 +149,7 @@ impl Machine {
     /// # Errors
     /// When files cannot be copied, or apt does not accept the signature.
     pub fn add_repository(&self, built: &Built) -> Result<()> {
-        self.ok("rm -rf /srv/tombolo /etc/apt/sources.list.d/*; mkdir -p /srv /etc/apt/keyrings; : > /etc/apt/sources.list")?;
+        self.ok("rm -rf /srv/tombolo /etc/apt/sources.list.d/* /var/lib/apt/lists/*; mkdir -p /srv /etc/apt/keyrings; : > /etc/apt/sources.list")?;
         copy(&built.repo(), &self.path("/srv/tombolo"))?;
         copy(&built.packages(), &self.path("/srv/packages"))?;
         self.ok("cp /srv/tombolo/tombolo.asc /etc/apt/keyrings/ && \

@@ -129,7 +129,10 @@ fn strict_closes_declared_ports_and_nothing_else() -> Result<()> {
     );
     // Neither program's end opens anything, once the disk knows of the policy, which it does half a second later.
     wait_for("the snapshot on disk", PATIENCE, || {
-        b.host.sh("grep -aq istio_converted_static_strict /var/lib/tombolo/agent/snapshot.bin")?.checked().map(drop)
+        b.host
+            .sh("grep -aq istio_converted_static_strict /var/lib/tombolo/agent/snapshot.bin")?
+            .checked()
+            .map(drop)
     })?;
     for program in ["tombolo-agent", "tombolo-netd"] {
         b.host.signal_all(program, Signal::SIGKILL)?;

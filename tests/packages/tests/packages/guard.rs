@@ -31,9 +31,7 @@ fn a_guard_is_back_before_ready_and_goes_with_the_package() -> Result<()> {
     let vm = mesh.member(&yard, "vm", "catalog")?;
     vm.ok(OTHERS)?;
     open(neighbour, &vm)?;
-    mesh.discovery
-        .sh_with("tombolo apply -f -", STRICT)?
-        .checked()?;
+    mesh.discovery.sh_with("tombolo apply -f -", STRICT)?.checked()?;
     closed(neighbour, &vm)?;
     vm.until("tombolo status | grep '8080 guarded: PeerAuthentication says STRICT'")?;
 
