@@ -18,19 +18,20 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 /// Window of a stream at the start: more than a round trip inside a network needs at 1 Gbit/s.
 pub(crate) const STREAM_WINDOW: u32 = 256 * 1024;
-/// Window of the streams of a connection that moves much data.
-const STREAM_WINDOW_GROWN: u32 = 2 * 1024 * 1024;
+/// Window of the streams of a connection that moves much data. 300 Mbit/s at 50 ms are 1.9 MB; on a way that loses
+/// packets, what follows a lost one waits for another round trip.
+const STREAM_WINDOW_GROWN: u32 = 4 * 1024 * 1024;
 /// Window of a connection: so many stalled streams (64 of the first size) do not stop the others.
 pub(crate) const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
 /// Greatest frame that we take.
 pub(crate) const FRAME_MAX: u32 = 1024 * 1024;
 /// Bytes of a stream that HTTP/2 queues for sending.
 pub(crate) const SEND_QUEUE: usize = 256 * 1024;
-/// Process-wide budget of memory that grown windows may fill, in bytes; each grown connection takes its window.
+/// Process-wide budget of memory that grown windows may fill, in bytes. A connection takes the grown windows of the
+/// streams that it has when it grows, and never more than its own window, which bounds it with or without growth.
 const GROWTH_BUDGET: usize = 64 * 1024 * 1024;
-const GROWTH_UNIT: usize = CONNECTION_WINDOW as usize;
 const _: () = assert!(
-    GROWTH_BUDGET / GROWTH_UNIT >= 4,
+    GROWTH_BUDGET / STREAM_WINDOW_GROWN as usize >= 16 && GROWTH_BUDGET / CONNECTION_WINDOW as usize >= 4,
     "few connections at a time carry bulk data"
 );
 
@@ -173,9 +174,7 @@ impl<H: Http2> Driver<H> {
             self.drained = true;
             self.http2.drain();
         }
-        if self.control.has(GROW) && self.grown.take() {
-            self.http2.grow(STREAM_WINDOW_GROWN);
-        }
+        self.grown.obey(&self.control, &mut self.http2);
     }
 }
 
@@ -225,30 +224,32 @@ impl<H> Drop for Driver<H> {
 
 /// A share of the budget for grown windows, given back when dropped.
 #[derive(Debug, Default)]
-struct Growth {
-    asked: bool,
-    taken: bool,
+pub(crate) struct Growth {
+    taken: usize,
 }
 
 impl Growth {
-    /// True once, if the budget allows.
-    fn take(&mut self) -> bool {
-        if std::mem::replace(&mut self.asked, true) {
-            return false;
+    /// Grows the windows once, when they were asked for and the budget allows: until then it is tried again.
+    pub(crate) fn obey(&mut self, control: &Control, http2: &mut impl Http2) {
+        if self.taken > 0 || !control.has(GROW) {
+            return;
         }
-        self.taken = GROWTH_TAKEN
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| {
-                (taken + GROWTH_UNIT <= GROWTH_BUDGET).then_some(taken + GROWTH_UNIT)
-            })
-            .is_ok();
-        self.taken
+        let streams = control.streams().max(1);
+        let unit = streams
+            .saturating_mul(STREAM_WINDOW_GROWN as usize)
+            .min(CONNECTION_WINDOW as usize);
+        let granted = GROWTH_TAKEN.fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| {
+            (taken + unit <= GROWTH_BUDGET).then_some(taken + unit)
+        });
+        if granted.is_ok() {
+            self.taken = unit;
+            http2.grow(STREAM_WINDOW_GROWN);
+        }
     }
 }
 
 impl Drop for Growth {
     fn drop(&mut self) {
-        if self.taken {
-            GROWTH_TAKEN.fetch_sub(GROWTH_UNIT, Ordering::AcqRel);
-        }
+        GROWTH_TAKEN.fetch_sub(self.taken, Ordering::AcqRel);
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     control::{CLOSED, CUT, Control, DRAIN},
-    driver::{End, Http2},
+    driver::{End, Growth, Http2},
 };
 use std::{
     future::Future,
@@ -16,6 +16,7 @@ pub(crate) struct PlainDriver<H> {
     http2: H,
     control: Arc<Control>,
     drained: bool,
+    grown: Growth,
 }
 
 impl<H: Http2> PlainDriver<H> {
@@ -24,6 +25,7 @@ impl<H: Http2> PlainDriver<H> {
             http2,
             control,
             drained: false,
+            grown: Growth::default(),
         }
     }
 }
@@ -40,6 +42,8 @@ impl<H: Http2> Future for PlainDriver<H> {
             self.drained = true;
             self.http2.drain();
         }
+        let this = &mut *self;
+        this.grown.obey(&this.control, &mut this.http2);
         self.http2.poll_drive(cx).map(End::Http2)
     }
 }

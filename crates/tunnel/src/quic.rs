@@ -33,8 +33,9 @@ pub(crate) const ALPN_QUIC: &[u8] = b"tombolo/1";
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Keeps the NAT's entry alive.
 const KEEPALIVE: Duration = Duration::from_secs(5);
-/// Window of a stream: 300 Mbit/s at 50 ms are 1.9 MB.
-const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
+/// Window of a stream: 300 Mbit/s at 50 ms are 1.9 MB, and with losses a stream waits up to three more round trips for
+/// what it lacks. The connection's window bounds the memory.
+const STREAM_WINDOW: u32 = 8 * 1024 * 1024;
 /// Window of a connection, and most unacknowledged data.
 const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
 /// Streams that a peer may open.
