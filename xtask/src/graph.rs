@@ -32,6 +32,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("tombolo-gateway", 6),
     ("tombolo", 6),
     ("tombolo-testkit", 7),
+    ("tombolo-bench-wan", 8),
     ("tombolo-netns", 8),
     ("tombolo-interop", 8),
     ("tombolo-demo", 8),
