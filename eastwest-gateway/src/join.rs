@@ -17,6 +17,7 @@ const USER: &str = "tombolo-gateway";
 
 /// Enrolment of a gateway.
 #[derive(Debug, clap::Args)]
+#[group(id = "join")]
 pub(crate) struct Args {
     /// File with the token; - is standard input. Without it the variable TOMBOLO_TOKEN is read.
     #[arg(long, value_name = "FILE")]

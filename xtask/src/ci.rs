@@ -52,7 +52,7 @@ const STAGES: &[Stage] = &[
         budget_min: 10,
         commands: &[
             "cargo build --locked --release -p tombolo -p tombolo-agent -p tombolo-netd \
-            -p tombolo-discovery -p tombolo-testkit -p tombolo-demo",
+            -p tombolo-gateway -p tombolo-discovery -p tombolo-testkit -p tombolo-demo",
         ],
     },
     Stage {
@@ -84,7 +84,7 @@ const SLOW: &[Stage] = &[
         budget_min: 10,
         commands: &[
             "cargo build --locked --release -p tombolo -p tombolo-agent -p tombolo-netd \
-            -p tombolo-discovery",
+            -p tombolo-gateway -p tombolo-discovery",
         ],
     },
     Stage {

@@ -78,6 +78,16 @@ impl Lab {
         &self.dir
     }
 
+    /// A number for a link that nothing else has.
+    pub(crate) fn take_number(&mut self) -> u8 {
+        self.hosts += 1;
+        self.hosts
+    }
+
+    pub(crate) fn namespace_of(&self, name: &str) -> String {
+        format!("{}-{name}", self.prefix)
+    }
+
     /// Adds a host with a network of its own: `10.77.N.2/24` and `fd77:N::2/64`.
     ///
     /// # Errors
@@ -91,9 +101,8 @@ impl Lab {
     /// # Errors
     /// As [`Self::host`].
     pub fn host_shaped(&mut self, name: &str, shape: Shape) -> Result<Host> {
-        self.hosts += 1;
-        let n = self.hosts;
-        let ns = format!("{}-{name}", self.prefix);
+        let n = self.take_number();
+        let ns = self.namespace_of(name);
         let (router, link) = (self.router(), format!("h{n}"));
         run("ip", &["netns", "add", &ns])?;
         run("ip", &["-n", &ns, "link", "set", "lo", "up"])?;

@@ -1,4 +1,4 @@
-use crate::{Clock, Host, Lab, Process, Shape, wait_for};
+use crate::{Clock, Host, Lab, Lan, Process, Shape, wait_for};
 use anyhow::{Context as _, Result, bail};
 use std::{sync::Arc, time::Duration};
 
@@ -211,6 +211,20 @@ impl Mesh {
     pub fn bare(&mut self, name: &str) -> Result<Vm> {
         let shape = self.options.shape;
         let host = self.lab.host_shaped(name, shape)?;
+        self.dress(host)
+    }
+
+    /// As [`Self::bare`] in a private network, as `10.0.0.LAST`.
+    ///
+    /// # Errors
+    /// As [`Self::bare`].
+    pub fn bare_in(&mut self, lan: &mut Lan, name: &str, last: u8) -> Result<Vm> {
+        let host = self.lab.lan_host(lan, name, last)?;
+        self.dress(host)
+    }
+
+    fn dress(&self, host: Host) -> Result<Vm> {
+        let shape = self.options.shape;
         if self.options.clock {
             host.follow(&self.clock);
         }

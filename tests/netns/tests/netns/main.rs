@@ -5,6 +5,7 @@
 mod commands;
 mod containers;
 mod enrolment;
+mod gateway;
 mod guard;
 mod hostile;
 mod lab;

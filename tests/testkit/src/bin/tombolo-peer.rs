@@ -6,7 +6,7 @@
 //! `call MODE HOST PORT [N]`: `sum` (sends N bytes, half-closes, checks the answer), `source` (asks for N bytes and
 //! checks them), `echo` (N bytes both ways), `banner`, `reset` (says what ended the connection), `hold` (N connections,
 //! one byte each way, then waits for a line on stdin and checks all again), `connect` (prints how connect() ended),
-//! `drip` (a byte each way every N ms on one connection, until stdin closes),
+//! `idle` (N connections that say nothing, until stdin closes), `drip` (a byte each way every N ms on one connection, until stdin closes),
 //! `steady` (N connections, a byte each way on one after the other, again and again until stdin closes; prints how
 //! often, and the longest wait in ms), `load` (HTTP GET on a new connection N times a second until stdin closes; a line per request: start in Unix ms,
 //! duration in ms, `ok` or the error), `blast` (sends stdin as it is, then reads to the end).
@@ -106,6 +106,12 @@ fn call(mode: &str, host: &str, port: u16, count: u64) -> Result<()> {
         .ok_or_else(|| Error::other("no address"))?;
     if mode == "load" {
         return load(host, address, count);
+    }
+    if mode == "idle" {
+        let idle: Vec<_> = (0..count).map(|_| TcpStream::connect(address)).collect();
+        std::io::stdin().read_to_end(&mut Vec::new())?;
+        println!("{} were accepted", idle.iter().flatten().count());
+        return Ok(());
     }
     let connected = TcpStream::connect_timeout(&address, Duration::from_secs(15));
     if mode == "connect" {

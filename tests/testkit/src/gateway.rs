@@ -1,0 +1,84 @@
+use crate::{Host, Lan, Mesh, Process, mesh::PATIENCE, wait_for};
+use anyhow::{Context as _, Result};
+
+/// An east-west gateway with a foot on the internet.
+#[derive(Debug)]
+pub struct Gateway {
+    process: Option<Process>,
+    /// The host.
+    pub host: Host,
+}
+
+impl Mesh {
+    /// Enrols a gateway of a network (empty: discovery's) with a token of its own, and starts it. It is reached from
+    /// outside at port 443, and inside of `lan` as `10.0.0.LAST`.
+    ///
+    /// # Errors
+    /// When a step fails; the text has the command's output.
+    pub fn gateway(&mut self, name: &str, network: &str, lan: &mut Lan, last: u8) -> Result<Gateway> {
+        let host = self.lab.host(name)?;
+        self.lab.attach(&host, lan, last)?;
+        let which = if network.is_empty() {
+            String::new()
+        } else {
+            format!(" --network {network}")
+        };
+        let token = self.tombolo(&format!("token create --gateway{which}"))?;
+        host.write("/run/token", &token)?;
+        host.write("/etc/tombolo/gateway.yaml", "log_calls: true\n")?;
+        let address = host.at(443);
+        let join = ["join", "--token-file", "/run/token", "--address", &address];
+        host.run("tombolo-gateway", &join)?
+            .checked()
+            .context("tombolo-gateway join")?;
+        let mut gateway = Gateway { process: None, host };
+        gateway.start()?;
+        Ok(gateway)
+    }
+}
+
+impl Gateway {
+    /// Starts it (again) and waits until it serves.
+    ///
+    /// # Errors
+    /// When it does not become ready in time.
+    pub fn start(&mut self) -> Result<()> {
+        self.process = Some(self.host.spawn("tombolo-gateway", &["run"])?);
+        wait_for("the gateway to be ready", PATIENCE, || {
+            self.host
+                .sh("curl -sf -m 2 http://127.0.0.1:15021/healthz/ready")?
+                .checked()
+        })
+        .with_context(|| self.log())
+        .map(drop)
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill();
+        }
+    }
+
+    /// The running program.
+    ///
+    /// # Panics
+    /// When it was killed and not started again.
+    pub fn process(&mut self) -> &mut Process {
+        self.process.as_mut().expect("the gateway runs")
+    }
+
+    /// What it has logged since its last start.
+    pub fn log(&self) -> String {
+        self.process.as_ref().map(Process::log).unwrap_or_default()
+    }
+
+    /// Its metrics.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn metrics(&self) -> Result<String> {
+        let answer = self.host.sh("curl -sf -m 2 http://127.0.0.1:15020/metrics")?;
+        Ok(answer.checked()?.stdout)
+    }
+}
