@@ -17,6 +17,7 @@ mod lan;
 mod mesh;
 mod process;
 mod suite;
+mod wan;
 
 pub use apps::{EchoServer, Nginx, Postgres, Redis};
 pub use clock::Clock;
@@ -28,3 +29,4 @@ pub use lan::Lan;
 pub use mesh::{Mesh, MeshOptions, Vm};
 pub use process::{Output, Process};
 pub use suite::{binaries, envoy, require_root, skip, wait_for};
+pub use wan::{Wan, WanCount, WanOptions, enter, in_namespace};

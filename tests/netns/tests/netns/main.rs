@@ -5,6 +5,7 @@
 mod commands;
 mod containers;
 mod enrolment;
+mod federation;
 mod gateway;
 mod guard;
 mod hostile;
@@ -21,6 +22,7 @@ mod survival;
 mod time;
 mod traffic;
 mod visible;
+mod wan;
 
 use std::time::Duration;
 use tombolo_testkit::{Mesh, MeshOptions, Vm};
