@@ -18,6 +18,9 @@ use tombolo_types::{DeviceId, NamespacedName, Reject, RejectClass, ports};
 /// Suffix of the network of hosts that only dial out.
 pub(crate) const OUTBOUND_SUFFIX: &str = "~outbound";
 
+/// Never delivered, whatever a service says.
+const SSH: u16 = 22;
+
 /// Who asks for what.
 #[derive(Debug)]
 pub(crate) struct Call<'a> {
@@ -154,7 +157,7 @@ impl<K: Known> Choice<'_, K> {
         if !workload.healthy || workload.tunnel != Tunnel::Hbone || port == 0 {
             return;
         }
-        if ports::NEVER_DELIVERED.contains(&port) {
+        if port == SSH || ports::NEVER_DELIVERED.contains(&port) {
             return;
         }
         let reach = if outbound {
@@ -197,3 +200,6 @@ pub(crate) fn device_of(entry: &str) -> Option<DeviceId> {
         .find(|part| part.len() == 16)
         .and_then(|part| part.parse().ok())
 }
+
+#[cfg(test)]
+mod tests;
