@@ -336,7 +336,10 @@ impl Config {
             check_label("namespace", namespace).map_err(|e| value("export_namespaces", e))?;
         }
         if self.federation_endpoints.len() > 8 {
-            return Err(value("federation_endpoints", "name at most eight endpoints, host:port"));
+            return Err(value(
+                "federation_endpoints",
+                "name at most eight endpoints, host:port",
+            ));
         }
         for endpoint in &self.federation_endpoints {
             host_of(endpoint)

@@ -229,7 +229,9 @@ async fn three_clusters_by_two_commands_and_one_leaves() {
     let names: Vec<String> = clusters(&west).await.into_iter().map(|c| c.name).collect();
     assert_eq!(names, ["east", "south", "west"], "no duplicate");
 
-    // Who did not admit it may not remove it.
+    // Who was not given the right admits nobody, and who did not admit it may not remove it.
+    let refused = Invite::of("fourth").make(&south).await.unwrap_err();
+    assert!(refused.message().starts_with("TMB0707"), "{refused}");
     let refused = remove(&south, "east").await.unwrap_err();
     assert!(refused.message().starts_with("TMB0707"), "{refused}");
     remove(&west, "east").await.unwrap();
@@ -368,6 +370,70 @@ async fn names_that_mean_something_else_are_refused() {
     let request = admin::ListClusterInvitesRequest {};
     let listed = west.admin().await.list_cluster_invites(request).await.unwrap();
     assert!(listed.into_inner().invites.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_trust_domain_of_two_clusters_is_said_on_both_sides() {
+    let west = cluster("west").await;
+    let twin = cluster_with("west", |config| config.cluster_name = "twin".into()).await;
+    let invite = async |share: bool| {
+        let mut invite = Invite::of("twin");
+        invite.request.trust_domain = "west.example".into();
+        invite.request.share_trust_domain = share;
+        invite.make(&west).await
+    };
+    let refused = invite(false).await.unwrap_err();
+    assert!(refused.message().starts_with("TMB0714"), "{refused}");
+    let token = invite(true).await.unwrap();
+    let refused = join(&twin, &token).await.unwrap_err();
+    assert!(refused.message().starts_with("TMB0714"), "{refused}");
+    let request = admin::JoinClusterRequest {
+        token,
+        share_trust_domain: true,
+        ..Default::default()
+    };
+    twin.admin().await.join_cluster(request).await.unwrap();
+    wait_state(&west, "twin", "Connected").await;
+    // Both roots make identities of the one trust domain now.
+    for lab in [&west, &twin] {
+        lab.wait_for("both roots", async || {
+            let world = lab.running().fleet.world().load();
+            let bundles = world.resources(type_url::TRUST_BUNDLE).unwrap();
+            let bundle = bundles.values().next().unwrap();
+            let bundle: tombolo_proto::tombolo::v1::TrustBundle = unpack(&bundle.any).unwrap();
+            bundle.roots_pem.matches("BEGIN").count() == 2
+        })
+        .await;
+    }
+    let request = admin::ListTrustRequest {};
+    let roots = west
+        .admin()
+        .await
+        .list_trust(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .roots;
+    assert_eq!(roots.len(), 2);
+    assert!(
+        roots
+            .iter()
+            .all(|root| root.trust_domain == "west.example" && root.pin.len() == 32)
+    );
+    remove(&west, "twin").await.unwrap();
+    west.wait_for("one root", async || {
+        let request = admin::ListTrustRequest {};
+        west.admin()
+            .await
+            .list_trust(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .roots
+            .len()
+            == 1
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,0 +1,227 @@
+//! Clusters that are joined: each with its own trust domain and the same addresses inside, behind a gateway.
+
+use crate::{PATIENCE, needs_root};
+use anyhow::{Context as _, Result, ensure};
+use std::time::{Duration, Instant};
+use tombolo_testkit::{Gateway, Host, Lan, Mesh, MeshOptions, Nginx, Process, Vm, wait_for};
+
+/// Two discoveries in one lab; the verbs of [`Mesh`] speak to the one that is chosen.
+struct Clusters {
+    vms: Vec<Vm>,
+    gateways: Vec<Gateway>,
+    east_discovery: Process,
+    mesh: Mesh,
+    /// The discovery that is not chosen.
+    other: Host,
+    lans: Vec<Lan>,
+}
+
+const WEST: usize = 0;
+const EAST: usize = 1;
+
+fn service(name: &str) -> String {
+    format!("{name}.shop.svc.mesh.internal")
+}
+
+fn url(name: &str) -> String {
+    format!("http://{}/", service(name))
+}
+
+fn serve(vm: &Vm, name: &str) -> Result<Nginx> {
+    Nginx::start(&vm.host, 8080, &format!("{name} speaks"))
+}
+
+impl Clusters {
+    /// West and east: in each a gateway, and a VM 10.0.0.5 with a service that is exported.
+    fn start(name: &str) -> Result<Self> {
+        let options = MeshOptions {
+            trust_domain: "west.example".into(),
+            ..MeshOptions::default()
+        };
+        let mut mesh = Mesh::start(name, options)?;
+        let other = mesh.lab.host("discovery2")?;
+        let advertise = other.at(15012);
+        let init = [
+            "init",
+            "--trust-domain",
+            "east.example",
+            "--advertise",
+            &advertise,
+        ];
+        other.run("tombolo-discovery", &init)?.checked()?;
+        let east_discovery = other.spawn("tombolo-discovery", &["run"])?;
+        ready(&other)?;
+        let lans = vec![mesh.lab.lan("west")?, mesh.lab.lan("east")?];
+        let mut made = Self {
+            vms: Vec::new(),
+            gateways: Vec::new(),
+            east_discovery,
+            mesh,
+            other,
+            lans,
+        };
+        for (at, vm, gateway) in [(WEST, "front", "gw-west"), (EAST, "back", "gw-east")] {
+            made.on(at, |mesh, lan| {
+                let gateway = mesh.gateway(gateway, "", lan, 201)?;
+                mesh.apply(&group(vm))?;
+                let host = mesh.bare_in(lan, vm, 5)?;
+                host.up(&mesh.token(vm)?)?;
+                Ok((host, gateway))
+            })
+            .map(|(host, gateway)| {
+                made.vms.push(host);
+                made.gateways.push(gateway);
+            })?;
+        }
+        Ok(made)
+    }
+
+    fn on<T>(&mut self, at: usize, verb: impl FnOnce(&mut Mesh, &mut Lan) -> Result<T>) -> Result<T> {
+        if at == EAST {
+            std::mem::swap(&mut self.mesh.control, &mut self.other);
+        }
+        let result = verb(&mut self.mesh, &mut self.lans[at]);
+        if at == EAST {
+            std::mem::swap(&mut self.mesh.control, &mut self.other);
+        }
+        result
+    }
+
+    fn tombolo(&mut self, at: usize, line: &str) -> Result<String> {
+        self.on(at, |mesh, _| mesh.tombolo(line))
+    }
+
+    /// The one command on each side.
+    fn join(&mut self) -> Result<Duration> {
+        let invite = "cluster invite east --trust-domain east.example --namespaces shop";
+        let token = self.tombolo(WEST, invite)?;
+        let begun = Instant::now();
+        let told = self.tombolo(EAST, &format!("cluster join {} --yes", token.trim()))?;
+        ensure!(told.contains("Joined"), "{told}");
+        Ok(begun.elapsed())
+    }
+
+    fn state(&mut self, at: usize, of: &str) -> Result<String> {
+        let listed = self.tombolo(at, "cluster list --removed -o json")?;
+        let listed: serde_json::Value = serde_json::from_str(&listed)?;
+        let all = listed["clusters"].as_array().context("no list")?;
+        let found = all.iter().find(|cluster| cluster["name"] == of);
+        let state = found.and_then(|cluster| cluster["state"].as_str());
+        Ok(state.unwrap_or_default().to_owned())
+    }
+
+    fn answers(&self, at: usize, name: &str) -> Result<()> {
+        let from = &self.vms[at];
+        let body = wait_for(&url(name), PATIENCE, || {
+            Ok(from.curl(&url(name))?.checked()?.stdout)
+        });
+        let logs = || {
+            let of = |gateway: &Gateway| tail(&gateway.log());
+            let gateways: Vec<String> = self.gateways.iter().map(of).collect();
+            format!(
+                "{}\n--- gateways\n{}",
+                tail(&from.agent_log()),
+                gateways.join("\n---\n")
+            )
+        };
+        let body = body.with_context(logs)?;
+        ensure!(body == format!("{name} speaks\n"), "{body}");
+        Ok(())
+    }
+}
+
+fn ready(host: &Host) -> Result<()> {
+    wait_for("discovery to be ready", PATIENCE, || {
+        host.sh("curl -sf -m 2 http://127.0.0.1:15021/healthz/ready")?
+            .checked()
+    })
+    .map(drop)
+}
+
+fn tail(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(12)..].join("\n")
+}
+
+fn group(name: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: WorkloadGroup\nmetadata:\n  name: {name}\n  namespace: shop\n  \
+         annotations: {{tombolo.io/address-cidrs: 10.0.0.0/24}}\nspec:\n  template:\n    serviceAccount: {name}\n    \
+         labels: {{app: {name}}}\n    ports: {{http: 8080}}\n---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
+         metadata: {{name: {name}, namespace: shop, labels: {{istio.io/global: 'true'}}}}\nspec:\n  hosts: [{host}]\n  \
+         location: MESH_INTERNAL\n  resolution: STATIC\n  \
+         ports: [{{number: 80, name: http, protocol: HTTP, targetPort: 8080}}]\n  workloadSelector: {{labels: {{app: {name}}}}}\n",
+        host = service(name)
+    )
+}
+
+#[test]
+fn two_clusters_join_call_and_part() -> Result<()> {
+    needs_root!();
+    let mut clusters = Clusters::start("federation")?;
+    let _servers = (
+        serve(&clusters.vms[WEST], "front")?,
+        serve(&clusters.vms[EAST], "back")?,
+    );
+    let took = clusters.join()?;
+    println!("joined in {took:?}");
+    clusters.answers(WEST, "back")?;
+    clusters.answers(EAST, "front")?;
+    // Who called is what the callee sees: the principal of the other trust domain, not the gateway.
+    for (at, caller) in [
+        (EAST, "west.example/ns/shop/sa/front"),
+        (WEST, "east.example/ns/shop/sa/back"),
+    ] {
+        wait_for(caller, PATIENCE, || {
+            let log = clusters.vms[at].agent_log();
+            ensure!(log.contains(caller) && !log.contains("sa/gateway"), "{log}");
+            Ok(())
+        })?;
+    }
+    // A policy names the principal of the other one.
+    clusters.on(EAST, |mesh, _| {
+        mesh.apply(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: no-front, namespace: shop}\nspec:\n  \
+             action: DENY\n  selector: {matchLabels: {app: back}}\n  \
+             rules: [{from: [{source: {principals: [west.example/ns/shop/sa/front]}}]}]\n",
+        )
+    })?;
+    wait_for("the refusal", PATIENCE, || {
+        ensure!(!clusters.vms[WEST].curl(&url("back"))?.ok());
+        Ok(())
+    })?;
+    clusters.tombolo(EAST, "delete ap no-front -n shop")?;
+    clusters.answers(WEST, "back")?;
+
+    // A discovery dies: calls go on, and the other side says how old its word is.
+    clusters.east_discovery.kill();
+    wait_for("east to be stale", PATIENCE, || {
+        ensure!(clusters.state(WEST, "east")? == "Stale");
+        Ok(())
+    })?;
+    for _ in 0..5 {
+        clusters.answers(WEST, "back")?;
+        clusters.answers(EAST, "front")?;
+    }
+    clusters.east_discovery = clusters.other.spawn("tombolo-discovery", &["run"])?;
+    ready(&clusters.other)?;
+    wait_for("east to be back", PATIENCE, || {
+        ensure!(clusters.state(WEST, "east")? == "Connected");
+        Ok(())
+    })?;
+
+    // Removed: its name is gone, and a call that is under way is cut.
+    let host = service("back");
+    let script = format!("(sleep 30) | timeout 25 nc {host} 80 >/dev/null; echo ended > /run/ended");
+    let _call = clusters.vms[WEST].host.spawn("sh", &["-c", &script])?;
+    clusters.tombolo(WEST, "cluster remove east --yes")?;
+    for (at, name) in [(WEST, "back"), (EAST, "front")] {
+        wait_for("no call", PATIENCE, || {
+            ensure!(!clusters.vms[at].curl(&url(name))?.ok());
+            Ok(())
+        })?;
+    }
+    let trust = clusters.tombolo(WEST, "trust show")?;
+    ensure!(!trust.contains("east.example"), "{trust}");
+    Ok(())
+}
