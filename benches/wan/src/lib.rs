@@ -339,9 +339,15 @@ impl Caller {
     ) -> Result<Outcome> {
         let stop = Arc::new(AtomicBool::new(false));
         let counting = Arc::new(AtomicBool::new(false));
-        let mut running = Vec::new();
+        let (mut running, mut sinks, mut echoes) = (Vec::new(), Vec::new(), Vec::new());
+        // All before the first byte: behind bulk data a slow transport answers no CONNECT in time.
         for _ in 0..load.bulk {
-            let mut io = self.open(SINK, tasks).await?;
+            sinks.push(self.open(SINK, tasks).await?);
+        }
+        for _ in 0..load.requesters {
+            echoes.push(self.open(ECHO, tasks).await?);
+        }
+        for mut io in sinks {
             let stop = Arc::clone(&stop);
             running.push(tasks.spawn("bulk", async move {
                 let chunk = vec![0x5a; 64 * 1024];
@@ -351,8 +357,7 @@ impl Caller {
                 Ok::<_, std::io::Error>(Vec::new())
             }));
         }
-        for _ in 0..load.requesters {
-            let mut io = self.open(ECHO, tasks).await?;
+        for mut io in echoes {
             let (stop, counting) = (Arc::clone(&stop), Arc::clone(&counting));
             running.push(tasks.spawn("requests", async move {
                 let (request, mut answer) = ([1; REQUEST_BYTES], [0; REQUEST_BYTES]);
