@@ -109,7 +109,7 @@ pub(crate) async fn run(settings: Settings, state_dir: &Path) -> anyhow::Result<
         settings,
     });
     let accepting = tasks.child("gateway ports");
-    listen(&front, &accepting).await?;
+    listen(&front, &accepting)?;
     tasks.spawn_until_stopped("gateway upkeep", upkeep(Arc::clone(&front), world));
     ready_tx.send_replace(true);
     tell(&[NotifyState::Ready, NotifyState::Status("Serving")]);
@@ -149,7 +149,7 @@ async fn enrolment(state_dir: &Path) -> anyhow::Result<(State, Restored)> {
 }
 
 /// Opens the ports. Beside an agent 15008 is the agent's: one free port for members is enough.
-async fn listen(front: &Arc<Front>, tasks: &TaskGroup) -> anyhow::Result<()> {
+fn listen(front: &Arc<Front>, tasks: &TaskGroup) -> anyhow::Result<()> {
     let mut open = 0;
     for address in &front.settings.listen {
         match bind(*address) {

@@ -308,6 +308,11 @@ fn status(reject: &Reject) -> StatusCode {
     match reject.class {
         RejectClass::PeerIncompatible => StatusCode::BAD_REQUEST,
         RejectClass::PolicyDenied => StatusCode::UNAUTHORIZED,
-        _ => StatusCode::SERVICE_UNAVAILABLE,
+        RejectClass::Local
+        | RejectClass::PeerMisbehaved
+        | RejectClass::NoRoute
+        | RejectClass::UpstreamUnhealthy
+        | RejectClass::ControlPlaneStale
+        | RejectClass::Overload => StatusCode::SERVICE_UNAVAILABLE,
     }
 }
