@@ -212,9 +212,25 @@ fn two_clusters_join_call_and_part() -> Result<()> {
 
     // Removed: its name is gone, and a call that is under way is cut.
     let host = service("back");
-    let script = format!("(sleep 30) | timeout 25 nc {host} 80 >/dev/null; echo ended > /run/ended");
-    let _call = clusters.vms[WEST].host.spawn("sh", &["-c", &script])?;
+    let script = format!(
+        "exec 3<>/dev/tcp/{host}/80 && echo up > /run/call && cat <&3 > /dev/null; echo ended > /run/call"
+    );
+    let _call = clusters.vms[WEST].host.spawn("bash", &["-c", &script])?;
+    let call_is = |clusters: &Clusters, wanted: &str| {
+        wait_for(wanted, PATIENCE, || {
+            let said = clusters.vms[WEST].host.sh("cat /run/call")?.stdout;
+            ensure!(said.trim() == wanted, "{said}");
+            Ok(())
+        })
+    };
+    call_is(&clusters, "up")?;
+    let begun = Instant::now();
     clusters.tombolo(WEST, "cluster remove east --yes")?;
+    call_is(&clusters, "ended")?;
+    println!(
+        "a call that was open ended {:?} after the removal",
+        begun.elapsed()
+    );
     for (at, name) in [(WEST, "back"), (EAST, "front")] {
         wait_for("no call", PATIENCE, || {
             ensure!(!clusters.vms[at].curl(&url(name))?.ok());
