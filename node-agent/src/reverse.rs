@@ -6,7 +6,7 @@
 use crate::agent::{Agent, Phase};
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, UdpSocket},
+    net::{SocketAddr, UdpSocket},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -277,8 +277,8 @@ impl All {
 fn name(gateway: &Gateway) -> String {
     let port = gateway.hbone_port;
     match &gateway.address {
-        GatewayHost::Address(IpAddr::V6(address)) => format!("[{address}]:{port}"),
-        host => format!("{host}:{port}"),
+        GatewayHost::Address(address) => SocketAddr::new(*address, port).to_string(),
+        GatewayHost::Hostname(host) => format!("{host}:{port}"),
     }
 }
 
@@ -436,7 +436,7 @@ impl One {
                 gateway: (&dialled, &is),
                 transport,
                 generation: (generation, self.generation()),
-                has_address: UdpSocket::bind((local, 0)).is_ok(),
+                has_address: transport == Transport::Quic || UdpSocket::bind((local, 0)).is_ok(),
                 quic: self.quic,
                 now: Instant::now(),
             };

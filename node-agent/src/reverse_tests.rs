@@ -1,4 +1,5 @@
 use super::*;
+use std::net::IpAddr;
 use tombolo_destination::Locality;
 use tombolo_proto::{istio::workload as wire, pack, tombolo::v1, type_url, xds};
 use tombolo_snapshot::Own;

@@ -518,7 +518,7 @@ fn progress(error: &CallError) -> u8 {
     match error {
         CallError::Through(ThroughError::Gateway(error)) => far(error),
         CallError::Direct(error) | CallError::Through(ThroughError::Endpoint(error)) => 4 + far(error),
-        _ => 0,
+        CallError::Through(_) | _ => 0,
     }
 }
 
@@ -630,7 +630,12 @@ fn gateway_failed(walk: &mut Walk, result: &ProbeResult, error: &OpenError) {
                     .to_owned(),
             ),
         ),
-        _ => walk.broken(Code::GatewayUnreachable, cause, None),
+        OpenError::Io(_)
+        | OpenError::Reset(_)
+        | OpenError::Timeout(_)
+        | OpenError::Protocol(_)
+        | OpenError::Draining
+        | _ => walk.broken(Code::GatewayUnreachable, cause, None),
     }
 }
 

@@ -186,13 +186,16 @@ async fn establish<H: Held>(context: &Context, held: H) -> Option<Open> {
     let service = Arc::clone(&destination.service.key.name);
     let mut request = ConnectRequest::new(Authority::Address(vip));
     request.baggage = baggage(own.map(AsRef::as_ref));
-    // Applications dial from mesh0's address, which is the same on every host: the peer is told this host's own.
-    let address = own
-        .filter(|_| context.plan.contains(source.ip()))
-        .and_then(|own| own.addresses.first());
-    let told = address.map_or(source, |&address| SocketAddr::new(address, source.port()));
+    // Applications dial from mesh0's address, which is the same on every host: the peer is told this host's own, if it
+    // has one that means something to others.
+    let address = own.and_then(|own| own.addresses.first());
+    let told = if context.plan.contains(source.ip()) && own.is_some() {
+        address.map(|&address| SocketAddr::new(address, source.port()))
+    } else {
+        Some(source)
+    };
     request.forwarded = Forwarded {
-        source: Some(told),
+        source: told,
         host: service.to_string(),
     }
     .to_header();

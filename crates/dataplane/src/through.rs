@@ -311,7 +311,9 @@ pub(crate) const fn gateway_reason(error: &OpenError) -> &'static str {
         OpenError::Status(_) => "refused_by_gateway",
         OpenError::Tls(_) => "gateway_tls_failed",
         OpenError::Draining => "draining",
-        _ => "gateway_unreachable",
+        OpenError::Io(_) | OpenError::Reset(_) | OpenError::Timeout(_) | OpenError::Protocol(_) | _ => {
+            "gateway_unreachable"
+        }
     }
 }
 

@@ -118,7 +118,10 @@ impl Drop for Lease {
     fn drop(&mut self) {
         let now = u64::try_from(self.0.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.0.idle_since_ms.store(now, Ordering::Release);
-        self.0.streams.fetch_sub(1, Ordering::AcqRel);
+        // Whoever waits to end the connection with its last stream.
+        if self.0.streams.fetch_sub(1, Ordering::AcqRel) == 1 && self.0.has(DRAIN) {
+            self.0.driver.take().as_ref().map(Waker::wake_by_ref);
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 use crate::{
     OpenError, TlsError,
-    control::{CLOSED, CUT, Control, Lease, SILENT},
+    control::{CLOSED, CUT, Control, DRAIN, Lease, SILENT},
     driver::{CONNECTION_WINDOW, Driver, End, FRAME_MAX, Http2, SEND_QUEUE, STREAM_WINDOW},
     headers::{Baggage, ConnectRequest},
     io::{SharedIo, TlsIo},
@@ -295,6 +295,11 @@ impl Pool {
     pub fn drain(&self) {
         self.shared.draining.store(true, Ordering::Release);
         lock(&self.shared.slots).clear();
+        self.shared
+            .quic
+            .all()
+            .iter()
+            .for_each(|link| link.control.set(DRAIN));
     }
 
     /// Cuts every connection.

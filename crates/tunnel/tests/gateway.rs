@@ -89,7 +89,7 @@ impl Service for Gateway {
             let Ok(outward) = incoming.accept(None) else {
                 return;
             };
-            let (mut inward, mut outward) = (TunnelIo::from(inward), TunnelIo::from(outward));
+            let (mut inward, mut outward) = (inward, TunnelIo::from(outward));
             let _ = copy_bidirectional(&mut inward, &mut outward).await;
             return;
         }

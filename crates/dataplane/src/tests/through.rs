@@ -110,6 +110,35 @@ impl TestGateway {
         self.passing.calls.load(Ordering::SeqCst)
     }
 
+    /// A host of the fleet holds a reverse session here, over QUIC.
+    async fn reverse_quic(&self, fleet: &Fleet, host: &Host) -> crate::ReverseEnd {
+        let passing = Arc::clone(&self.passing);
+        let take = Arc::new(move |session| *passing.session.lock().unwrap() = Some(session));
+        let any = "127.0.0.1:0".parse().unwrap();
+        let address = self.server.listen_quic(any, &self.passing, take, &fleet.tasks);
+        let gateway = Gateway {
+            quic_port: Some(address.unwrap().port()),
+            ..self.listed(fleet, 1)
+        };
+        let held = host.dataplane.hold_reverse(&gateway, Transport::Quic).await;
+        until(|| self.passing.session.lock().unwrap().is_some()).await;
+        held.unwrap()
+    }
+
+    fn listed(&self, fleet: &Fleet, port: u16) -> Gateway {
+        Gateway {
+            uid: "gateway".into(),
+            address: GatewayHost::Address(Ipv4Addr::LOCALHOST.into()),
+            hbone_port: port,
+            quic_port: None,
+            expected: [fleet.mesh.id("tombolo-system", "gateway")].into(),
+            cluster: "Kubernetes".into(),
+            locality: Locality::default(),
+            healthy: true,
+            rank: 0,
+        }
+    }
+
     /// A host of the fleet holds a reverse session here.
     async fn reverse(&self, fleet: &Fleet, host: &Host) -> crate::ReverseEnd {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -125,17 +154,7 @@ impl TestGateway {
             let (tcp, _) = listener.accept().await.unwrap();
             pool.accept_reverse(tcp).await.unwrap()
         };
-        let gateway = Gateway {
-            uid: "gateway".into(),
-            address: GatewayHost::Address(Ipv4Addr::LOCALHOST.into()),
-            hbone_port: port,
-            quic_port: None,
-            expected: [fleet.mesh.id("tombolo-system", "gateway")].into(),
-            cluster: "Kubernetes".into(),
-            locality: Locality::default(),
-            healthy: true,
-            rank: 0,
-        };
+        let gateway = self.listed(fleet, port);
         let (session, held) = tokio::join!(accept, host.dataplane.hold_reverse(&gateway, Transport::Tcp));
         assert_eq!(session.peer().device, Some(DeviceId(host.device)));
         *self.passing.session.lock().unwrap() = Some(session);
@@ -388,13 +407,27 @@ async fn a_trial_names_the_gateways() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_without_addresses_is_called_through_its_session() {
+    called_through_its_session(Transport::Tcp).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_without_addresses_is_called_through_its_session_over_quic() {
+    called_through_its_session(Transport::Quic).await;
+}
+
+async fn called_through_its_session(transport: Transport) {
     let mut west = west().await;
     let (catalog, port) = (Arc::clone(&west.catalog), west.port);
     // At home in the default network, where the caller is too.
     serve_in(&mut west.fleet, &catalog, port, "~outbound", false);
     west.fleet.publish();
     let gateway = TestGateway::new(&west.fleet, None).await;
-    let mut session = gateway.reverse(&west.fleet, &catalog).await;
+    let mut session = if transport == Transport::Quic {
+        gateway.reverse_quic(&west.fleet, &catalog).await
+    } else {
+        gateway.reverse(&west.fleet, &catalog).await
+    };
+    assert_eq!(session.transport, transport);
     gateways(&mut west.fleet, "~outbound", &[gateway.port()]);
     let mut app = west.web.connected(&west.fleet.tasks).await;
     let (mut server, _) = accepted(&west.listener).await;
@@ -403,12 +436,18 @@ async fn a_host_without_addresses_is_called_through_its_session() {
         panic!("one connection")
     };
     assert_eq!(info.peer, Some(west.fleet.mesh.id("shop", "webapp")));
-    // Drained, it takes nothing new and ends with what runs.
+    // Drained, it takes nothing new, once the gateway has heard of it, and ends with what runs.
     session.drain();
-    assert_eq!(
-        west.web.refused(&west.fleet.tasks, 80).await,
-        Refusal::HostUnreachable
-    );
+    let refused = async {
+        loop {
+            match west.web.connect(&west.fleet.tasks, (VIP, 80)).outcome().await {
+                Ok(_) => drop(accepted(&west.listener).await),
+                Err(refusal) => return refusal,
+            }
+        }
+    };
+    let refused = tokio::time::timeout(WAIT, refused).await.unwrap();
+    assert_eq!(refused, Refusal::HostUnreachable);
     talks(&mut app, &mut server).await;
     assert!(!session.is_ended());
     drop((app, server));

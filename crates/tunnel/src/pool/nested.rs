@@ -136,6 +136,9 @@ impl Shared {
     /// The connection over QUIC, if it is there or comes soon. Where UDP is dropped one call waits for it; once known,
     /// it is tried again beside the calls and none waits.
     async fn over_udp(self: &Arc<Self>, target: &Target, deadline: Instant) -> Option<Arc<Link>> {
+        if self.draining.load(Ordering::Acquire) {
+            return None;
+        }
         if let Some(link) = self.quic.ready(target) {
             return Some(link);
         }
