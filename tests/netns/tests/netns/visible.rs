@@ -3,6 +3,7 @@
 use crate::{CATALOG, PATIENCE, needs_root, pair};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
+use std::time::{Duration, Instant};
 use tombolo_testkit::{MeshOptions, Nginx, Vm, wait_for};
 
 const WEBAPP: &str = "spiffe://mesh.example/ns/shop/sa/webapp";
@@ -243,6 +244,11 @@ fn why_names_each_broken_hop() -> Result<()> {
     };
 
     broken(&a, "catlog.shop.svc.mesh.internal:80", "name", "TMB0401")?;
+    let slip = a
+        .host
+        .run("tombolo", &["why", "catlog.shop.svc.mesh.internal:80"])?;
+    let meant = format!("did you mean {CATALOG}?");
+    ensure!(slip.text().contains(&meant), "{}", slip.text());
     broken(&a, &format!("{CATALOG}:81"), "vip", "TMB0403")?;
     broken(&a, &format!("{CATALOG}:6379"), "application", "TMB0408")?;
 
@@ -275,6 +281,30 @@ fn why_names_each_broken_hop() -> Result<()> {
     wait_for("TMB0409", PATIENCE, || {
         broken(&b, "hidden.shop.svc.mesh.internal:80", "application", "TMB0409")
     })?;
+
+    // Endpoints that are names, which nobody looks up: the author is told, and connect() is not kept waiting.
+    mesh.control.write(
+        "/run/named.yaml",
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: named, namespace: shop}\nspec:\n  \
+         hosts: [named.shop.svc.mesh.internal]\n  location: MESH_INTERNAL\n  resolution: DNS\n  \
+         ports: [{number: 80, name: http, protocol: HTTP}]\n  endpoints: [{address: db.example.org}]\n",
+    )?;
+    let applied = mesh.control.run("tombolo", &["apply", "-f", "/run/named.yaml"])?;
+    ensure!(
+        applied.ok() && applied.text().contains("agents do not look endpoints up"),
+        "{}",
+        applied.text()
+    );
+    eventually("named.shop.svc.mesh.internal:80", "endpoint", "TMB0410")?;
+    let began = Instant::now();
+    let connect = ["call", "connect", "named.shop.svc.mesh.internal", "80"];
+    let how = a.host.run("tombolo-peer", &connect)?;
+    ensure!(
+        how.stdout.starts_with("ECONNREFUSED") || how.stdout.starts_with("EHOSTUNREACH"),
+        "{}",
+        how.text()
+    );
+    ensure!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
 
     // The way to 15008 is closed.
     b.host
