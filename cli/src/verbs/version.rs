@@ -5,8 +5,8 @@ use crate::{
 };
 use serde_json::json;
 use std::process::ExitCode;
-use tombolo_types::{Code, far_apart};
 use tombolo_proto::tombolo::{admin::v1::MeshRequest, agent::v1::StatusRequest};
+use tombolo_types::{Code, far_apart};
 
 /// Versions of this program, the agent of this host and discovery, as far as they answer.
 #[derive(Debug, clap::Args)]

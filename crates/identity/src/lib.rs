@@ -36,7 +36,7 @@ mod tls;
 mod verify;
 mod workload;
 
-pub use bundle::{TrustBundle, RootFacts, root_facts, root_pin};
+pub use bundle::{RootFacts, TrustBundle, root_facts, root_pin};
 pub use csr::{KeyAndCsr, generate_csr};
 pub use device::{DeviceKey, JoinKey, verify_device_signature, verify_join_signature};
 pub use error::IdentityError;
@@ -47,7 +47,7 @@ pub use pinned::PinnedRoots;
 pub use proof::{client_exporter, server_exporter};
 pub use refusal::{ConnectRefusal, PeerRefusal, utc};
 pub use tls::{
-    control_client_config, control_server_name, discovery_server_config, federated_server_config, hbone_client_config,
-    hbone_server_config, hbone_server_name, pinned_client_config, provider,
+    control_client_config, control_server_name, discovery_server_config, federated_server_config,
+    hbone_client_config, hbone_server_config, hbone_server_name, pinned_client_config, provider,
 };
 pub use workload::WorkloadIdentity;

@@ -35,7 +35,11 @@ fn what_was_published_stays() {
 fn present() -> BTreeSet<String> {
     let set = FileDescriptorSet::decode(tombolo_proto::DESCRIPTORS).unwrap();
     let mut lines = BTreeSet::new();
-    for file in set.file.iter().filter(|file| file.package().starts_with("tombolo.")) {
+    for file in set
+        .file
+        .iter()
+        .filter(|file| file.package().starts_with("tombolo."))
+    {
         for message in &file.message_type {
             message_lines(&mut lines, file.package(), message);
         }

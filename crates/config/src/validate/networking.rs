@@ -449,13 +449,13 @@ mod tests {
         assert_eq!(
             found,
             [
+                "warning: metadata.annotations[\"tombolo.io/gateway-address\"]: has an effect on a WorkloadEntry only",
                 "metadata.annotations[\"tombolo.io/address-cidrs\"]: \"nonsense\" is not an IP address or CIDR",
                 "metadata.annotations[\"tombolo.io/deliver-all-ports\"]: \"yes\" is neither \"true\" nor \"false\"",
                 "metadata.annotations[\"tombolo.io/deliver-loopback\"]: \"http\" is not a port: 1 to 65535",
                 "metadata.annotations[\"tombolo.io/node-labels\"]: \"a b\" is not a label key: [prefix/]name, a name \
                  of at most 63 letters, digits, '-', '_' and '.'",
                 "metadata.annotations[\"tombolo.io/reach\"]: \"inbound\" is not \"outbound\"",
-                "warning: metadata.annotations[\"tombolo.io/gateway-address\"]: has an effect on a WorkloadEntry only",
             ]
         );
     }
