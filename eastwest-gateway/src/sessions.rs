@@ -7,8 +7,9 @@ use std::{
 use tombolo_tunnel::ReverseSession;
 use tombolo_types::DeviceId;
 
-/// Sessions of one device: the newest serves, an older one is one that the host has not noticed to be dead.
-const PER_DEVICE_MAX: usize = 2;
+/// Sessions of one device: the newest serves. Older ones are dead and not noticed yet, or run out: after a reload of the
+/// agent, a move between transports or a new certificate, which may come together.
+const PER_DEVICE_MAX: usize = 4;
 
 /// Who is connected. A bounded number of devices.
 #[derive(Debug)]

@@ -47,9 +47,9 @@ const CUT_OFF: VarInt = VarInt::from_u32(1);
 pub(crate) const STREAM_RESET: VarInt = VarInt::from_u32(8);
 
 /// Of a host's reverse session: nobody can call the host while it believes in a session that is dead.
-const REVERSE_IDLE_TIMEOUT: Duration = Duration::from_secs(8);
+const REVERSE_IDLE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Of a host's reverse session.
-const REVERSE_KEEPALIVE: Duration = Duration::from_secs(2);
+const REVERSE_KEEPALIVE: Duration = Duration::from_secs(1);
 
 fn transport() -> Arc<TransportConfig> {
     Arc::new(transport_with(KEEPALIVE, IDLE_TIMEOUT))
