@@ -33,7 +33,7 @@ fn what_was_published_stays() {
 
 /// One line for each field and method of our packages: what a peer depends on.
 fn present() -> BTreeSet<String> {
-    let set = FileDescriptorSet::decode(tombolo_proto::DESCRIPTORS).unwrap();
+    let set = FileDescriptorSet::decode(tombolo_proto::DESCRIPTORS).expect("our own descriptors");
     let mut lines = BTreeSet::new();
     for file in set
         .file
