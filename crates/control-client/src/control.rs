@@ -30,8 +30,11 @@ use tombolo_snapshot::Snapshot;
 use tombolo_types::{Code, SpiffeId};
 use tonic::{Status, Streaming, transport::Channel};
 
-/// Changes are written to disk at most so often: a churn of thousands of endpoints is a few writes.
-const PERSIST_DEBOUNCE: Duration = Duration::from_millis(500);
+/// Changes are written to disk so soon, and then at most so often: a restart without discovery goes by what is there, a
+/// policy that has just come among it.
+const PERSIST_DEBOUNCE_MIN: Duration = Duration::from_millis(50);
+/// A churn of thousands of endpoints is a few writes: writing takes at most an eighth of the time.
+const PERSIST_DEBOUNCE_MAX: Duration = Duration::from_secs(1);
 /// A snapshot that the disk did not take is written again.
 const PERSIST_RETRY: Duration = Duration::from_secs(2);
 /// From the request for a stream to its first answer; a big mesh is compiled before it answers.
@@ -345,6 +348,7 @@ async fn persist(
 ) {
     let mut stop = std::pin::pin!(stop);
     let (mut stopped, mut failed) = (false, false);
+    let mut debounce = PERSIST_DEBOUNCE_MIN;
     while !stopped {
         tokio::select! {
             changed = world.changed() => stopped = changed.is_none(),
@@ -353,12 +357,14 @@ async fn persist(
         }
         if !stopped {
             tokio::select! {
-                () = tokio::time::sleep(PERSIST_DEBOUNCE) => {}
+                () = tokio::time::sleep(debounce) => {}
                 () = &mut stop => stopped = true,
             }
         }
         let (snapshot, state) = (world.load(), Arc::clone(&state));
+        let began = Instant::now();
         let saved = tokio::task::spawn_blocking(move || state.save_snapshot(&snapshot.encode())).await;
+        debounce = (began.elapsed() * 8).clamp(PERSIST_DEBOUNCE_MIN, PERSIST_DEBOUNCE_MAX);
         let problem = saved.ok().and_then(Result::err).map(|error| {
             let text = "the snapshot is not stored, and a restart without discovery would serve an older one";
             Problem::new(error.problem().code, format!("{text}: {error}"))

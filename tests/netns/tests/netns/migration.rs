@@ -26,11 +26,11 @@ fn an_istio_vm_is_taken_over_by_the_documented_commands() -> Result<()> {
         ("istio-token", "eyJhbGciOiJSUzI1NiJ9.secret.secret"),
         ("root-cert.pem", "-----BEGIN CERTIFICATE-----\n"),
     ] {
-        mesh.control.write(&format!("/root/vm/{name}"), text)?;
+        mesh.control.write(&format!("/run/vm/{name}"), text)?;
     }
     let taken = mesh
         .control
-        .sh("tombolo config from-istio /root/vm --port http=80:8080 --agent-file /root/vm/agent.yaml > /root/vm/objects.yaml")?
+        .sh("tombolo config from-istio /run/vm --port http=80:8080 --agent-file /run/vm/agent.yaml > /run/vm/objects.yaml")?
         .checked()?;
     for word in [
         "WITHOUT A COUNTERPART",
@@ -46,9 +46,9 @@ fn an_istio_vm_is_taken_over_by_the_documented_commands() -> Result<()> {
         "the token is read by nobody: {}",
         taken.text()
     );
-    let applied = mesh.tombolo("apply -f /root/vm/objects.yaml")?;
+    let applied = mesh.tombolo("apply -f /run/vm/objects.yaml")?;
     ensure!(applied.contains("catalog"), "{applied}");
-    let settings = mesh.control.sh("cat /root/vm/agent.yaml")?.stdout;
+    let settings = mesh.control.sh("cat /run/vm/agent.yaml")?.stdout;
 
     let caller = mesh.vm("a", "webapp")?;
     let vm = mesh.bare("b")?;
@@ -74,7 +74,7 @@ fn an_istio_vm_is_taken_over_by_the_documented_commands() -> Result<()> {
         ensure!(after == before, "before:\n{before}\nafter:\n{after}");
         Ok(())
     })?;
-    mesh.tombolo("delete -f /root/vm/objects.yaml")?;
+    mesh.tombolo("delete -f /run/vm/objects.yaml")?;
     // A folder that is no VM's is said, with the code and the next step.
     let refused = mesh.control.sh("tombolo config from-istio /root")?;
     ensure!(
