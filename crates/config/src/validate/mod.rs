@@ -1,9 +1,10 @@
 //! What the shape of an object does not show: Istio's own validation rules, and ours.
 
 mod names;
-mod networking;
 mod security;
+mod services;
 mod tombolo;
+mod workloads;
 
 use crate::{Diagnostic, Kind, Metadata, Resource, annotation, nearest};
 pub(crate) use names::PROTOCOLS;
@@ -16,9 +17,9 @@ pub(crate) fn validate(resource: &Resource) -> Vec<Diagnostic> {
     let mut findings = Findings(Vec::new());
     metadata(&mut findings, resource.kind(), resource.metadata());
     match resource {
-        Resource::WorkloadGroup(object) => networking::workload_group(&mut findings, object),
-        Resource::WorkloadEntry(object) => networking::workload_entry(&mut findings, "spec", &object.spec),
-        Resource::ServiceEntry(object) => networking::service_entry(&mut findings, object),
+        Resource::WorkloadGroup(object) => workloads::workload_group(&mut findings, object),
+        Resource::WorkloadEntry(object) => workloads::workload_entry(&mut findings, "spec", &object.spec),
+        Resource::ServiceEntry(object) => services::service_entry(&mut findings, object),
         Resource::AuthorizationPolicy(object) => security::authorization_policy(&mut findings, object),
         Resource::PeerAuthentication(object) => security::peer_authentication(&mut findings, object),
         Resource::JoinToken(object) => tombolo::join_token(&mut findings, object),
