@@ -10,7 +10,18 @@ mod licences;
 
 use anyhow::{Result, bail};
 
-fn main() -> Result<()> {
+fn main() -> std::process::ExitCode {
+    match act() {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            // The sentence and its causes: a backtrace would be the last thing that a run prints.
+            eprintln!("xtask: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn act() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["ci", stages @ ..] => ci::run(stages),
