@@ -372,7 +372,7 @@ impl<C: Crypto> Federation<C> {
             .membership
             .held_slots()
             .map(|slot| Write::Delete {
-                key: crate::federation::record_key(slot),
+                key: crate::saved::record_key(slot),
             })
             .collect();
         writes.extend(self.membership.held_profiles().map(|cluster| Write::Delete {

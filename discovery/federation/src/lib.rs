@@ -65,11 +65,15 @@ mod federation;
 mod join;
 pub mod limits;
 mod membership;
+mod own;
 mod record;
 mod refusal;
+mod saved;
 mod session;
+mod statements;
 mod timers;
 mod trust;
+mod verbs;
 mod world;
 
 pub use action::{Action, ConnId, Event, Now, Write};
@@ -77,9 +81,11 @@ pub use crypto::{Crypto, Ed25519, MemberKey};
 pub use exports::{
     ExportedGateway, ExportedPort, ExportedService, Exports, Locality, Presence, ServiceName, Services,
 };
-pub use federation::{Federation, MemberStatus, Own, Saved};
+pub use federation::{Federation, MemberStatus};
 pub use join::Invite;
 pub use membership::{Member, Standing};
+pub use own::Own;
 pub use record::{Grant, Profile, Record};
 pub use refusal::Refusal;
+pub use saved::Saved;
 pub use world::{Imports, World};
