@@ -2,12 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 use std::{
-    fs, io,
+    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
 };
-use tombolo_types::{Code, ports};
+use tombolo_config::file;
+use tombolo_types::ports;
 
 const FILE: &str = "/etc/tombolo/gateway.yaml";
 /// The public port that is open everywhere.
@@ -104,19 +105,9 @@ pub(crate) struct Args {
 impl Args {
     /// The file above the defaults.
     pub(crate) fn load(&self) -> anyhow::Result<Settings> {
-        let file = self.config.clone().unwrap_or_else(|| FILE.into());
-        let text = match fs::read_to_string(&file) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-            Err(error) => anyhow::bail!(Code::ConfigInvalid.message(format!("{}: {error}", file.display()))),
-        };
-        let mut settings: Settings = tombolo_config::file::read(&text).map_err(|findings| {
-            let lines: Vec<_> = findings
-                .iter()
-                .map(|finding| format!("{}: {finding}", file.display()))
-                .collect();
-            anyhow::Error::msg(Code::ConfigInvalid.message(lines.join("; ")))
-        })?;
+        let path = self.config.clone().unwrap_or_else(|| FILE.into());
+        let text = file::text(&path, fs::read_to_string(&path)).map_err(anyhow::Error::msg)?;
+        let mut settings: Settings = file::settings(&path, &text).map_err(anyhow::Error::msg)?;
         if settings.workers == 0 {
             settings.workers = std::thread::available_parallelism().map_or(1, Into::into);
         }

@@ -2,7 +2,7 @@ use crate::bridge::Bridge;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{
-    fmt, fs, io,
+    fmt, fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     num::NonZeroUsize,
     ops::Deref,
@@ -10,7 +10,8 @@ use std::{
     time::Duration,
 };
 use tombolo_capture::netd::NamesMode;
-use tombolo_types::{Code, ports};
+use tombolo_config::file;
+use tombolo_types::ports;
 
 /// More worker threads than this rarely help one host's traffic; `workers` says otherwise.
 const WORKERS_DEFAULT_MAX: usize = 4;
@@ -204,21 +205,11 @@ impl Loaded {
 impl Args {
     /// Flag above file above default.
     pub(crate) fn load(&self) -> anyhow::Result<Loaded> {
-        let file = self.config.clone().unwrap_or_else(|| FILE.into());
-        let text = match fs::read_to_string(&file) {
-            Ok(text) => text,
-            // `tombolo up` names the file of the packages whether there is one or not.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-            Err(error) => anyhow::bail!(Code::ConfigInvalid.message(format!("{}: {error}", file.display()))),
-        };
-        let mut value: Settings = tombolo_config::file::read(&text).map_err(|findings| {
-            let lines: Vec<_> = findings
-                .iter()
-                .map(|finding| format!("{}: {finding}", file.display()))
-                .collect();
-            anyhow::Error::msg(Code::ConfigInvalid.message(lines.join("; ")))
-        })?;
-        let in_file = tombolo_config::file::read(&text)
+        let path = self.config.clone().unwrap_or_else(|| FILE.into());
+        // `tombolo up` names the file of the packages whether there is one or not.
+        let text = file::text(&path, fs::read_to_string(&path)).map_err(anyhow::Error::msg)?;
+        let mut value: Settings = file::settings(&path, &text).map_err(anyhow::Error::msg)?;
+        let in_file = file::read(&text)
             .map(|fields: serde_json::Map<String, Value>| fields.into_iter().map(|(key, _)| key).collect());
         let mut flags = Vec::new();
         if let Some(workers) = self.workers {
@@ -233,7 +224,7 @@ impl Args {
         }
         Ok(Loaded {
             value,
-            file,
+            file: path,
             in_file: in_file.unwrap_or_default(),
             flags,
         })

@@ -3,6 +3,8 @@
 use crate::{Diagnostic, typed, yaml};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use std::{io, path::Path};
+use tombolo_types::Code;
 
 /// Reads one document into `T`, which should refuse unknown fields (`#[serde(deny_unknown_fields)]`). An empty file is
 /// an empty mapping.
@@ -29,6 +31,31 @@ pub fn read<T: DeserializeOwned>(text: &str) -> Result<T, Vec<Diagnostic>> {
         ]);
     }
     typed::typed(document)
+}
+
+/// The text of a program's file, from what reading `path` has given: one that is not there is an empty one.
+///
+/// # Errors
+/// With a coded message when it could not be read.
+pub fn text(path: &Path, read: io::Result<String>) -> Result<String, String> {
+    match read {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        read => read.map_err(|error| Code::ConfigInvalid.message(format!("{}: {error}", path.display()))),
+    }
+}
+
+/// As [`read`], for a program's file at `path`.
+///
+/// # Errors
+/// With one coded message of every finding.
+pub fn settings<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, String> {
+    read(text).map_err(|findings| {
+        let lines: Vec<_> = findings
+            .iter()
+            .map(|finding| format!("{}: {finding}", path.display()))
+            .collect();
+        Code::ConfigInvalid.message(lines.join("; "))
+    })
 }
 
 #[cfg(test)]

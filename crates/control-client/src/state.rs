@@ -10,8 +10,13 @@ use std::{
     },
     path::{Path, PathBuf},
 };
-use tombolo_types::Code;
 use zeroize::Zeroizing;
+
+mod error;
+mod files;
+
+pub use error::StateError;
+use files::give_to_owner;
 
 const LOCK: &str = "lock";
 const DEVICE_KEY: &str = "device.key";
@@ -25,71 +30,6 @@ const SNAPSHOT: &str = "snapshot.bin";
 const FILES: [&str; 6] = [REGISTRATION, IDENTITY, PENDING, ROOTS, SNAPSHOT, DEVICE_KEY];
 /// Largest file that is read: a snapshot of 100,000 workloads has about 40 MB.
 const FILE_BYTES_MAX: u64 = 1 << 30;
-
-/// Why the state directory could not be used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StateError {
-    /// The operating system said no.
-    #[error("{action} {path}: {source}", path = path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// Its reason.
-        source: io::Error,
-    },
-    /// Another agent, or a command that changes the state, runs on the same directory.
-    #[error("{path} is in use by process {pid}", path = path.display())]
-    Locked {
-        /// The directory.
-        path: PathBuf,
-        /// As the holder wrote it.
-        pid: String,
-    },
-    /// A file that cannot be replaced by asking discovery again.
-    #[error("{path} is damaged: {reason}", path = path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// A file of a newer version. It was not touched.
-    #[error("{path}: {reason}", path = path.display())]
-    Newer {
-        /// The file.
-        path: PathBuf,
-        /// Both formats.
-        reason: String,
-    },
-    /// There is one already.
-    #[error("{path} exists: a device key is never replaced", path = path.display())]
-    DeviceKeyExists {
-        /// The file.
-        path: PathBuf,
-    },
-}
-
-impl StateError {
-    /// As operators see it.
-    pub fn problem(&self) -> crate::Problem {
-        let code = match self {
-            Self::Locked { .. } => Code::StateLocked,
-            Self::Damaged { .. } => Code::StateLost,
-            Self::Newer { .. } => Code::StateNewer,
-            Self::Io { .. } | Self::DeviceKeyExists { .. } => Code::StateUnusable,
-        };
-        crate::Problem::new(code, self)
-    }
-}
-
-impl From<StateError> for crate::Problem {
-    fn from(error: StateError) -> Self {
-        error.problem()
-    }
-}
 
 /// A new TLS key and the request for its certificate, on disk before the request is sent. A lost answer is asked for
 /// again with exactly this request: discovery then gives the same certificate and the device stays one device.
@@ -503,133 +443,6 @@ impl State {
     pub fn set_aside_identity(&self) -> Result<PathBuf, StateError> {
         self.set_aside(IDENTITY)
     }
-
-    fn set_aside(&self, name: &str) -> Result<PathBuf, StateError> {
-        let (from, to) = (self.dir.join(name), self.dir.join(format!("{name}.bad")));
-        match fs::rename(&from, &to) {
-            Ok(()) => Ok(to),
-            Err(source) => Err(StateError::Io {
-                action: "setting aside",
-                path: from,
-                source,
-            }),
-        }
-    }
-
-    fn damaged(&self, name: &str, reason: impl fmt::Display) -> StateError {
-        StateError::Damaged {
-            path: self.dir.join(name),
-            reason: reason.to_string(),
-        }
-    }
-
-    fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StateError> {
-        let path = self.dir.join(name);
-        let io = |source| StateError::Io {
-            action: "reading",
-            path: path.clone(),
-            source,
-        };
-        let file = match OpenOptions::new()
-            .read(true)
-            .custom_flags(nix::libc::O_NOFOLLOW)
-            .open(&path)
-        {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(io(source)),
-        };
-        let mut bytes = Vec::new();
-        file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(io)?;
-        Ok(Some(bytes))
-    }
-
-    fn read_text(&self, name: &str) -> Result<Option<String>, StateError> {
-        let Some(bytes) = self.read(name)? else {
-            return Ok(None);
-        };
-        String::from_utf8(bytes)
-            .map(Some)
-            .map_err(|error| self.damaged(name, error.utf8_error()))
-    }
-
-    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
-        let (path, part) = (self.dir.join(name), self.dir.join(format!(".{name}.part")));
-        let io = |action, source| StateError::Io {
-            action,
-            path: path.clone(),
-            source,
-        };
-        self.step().map_err(|source| io("writing", source))?;
-        let _ = fs::remove_file(&part); // left by a crash
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&part)
-            .map_err(|source| io("writing", source))?;
-        let written = file
-            .write_all(bytes)
-            .and_then(|()| give_to_owner(&self.dir, &file))
-            .and_then(|()| file.sync_all());
-        written.map_err(|source| {
-            let _ = fs::remove_file(&part); // on a full disk it would take room for nothing
-            io("writing", source)
-        })?;
-        self.step().map_err(|source| io("renaming", source))?;
-        fs::rename(&part, &path)
-            .and_then(|()| self.sync())
-            .map_err(|source| io("renaming", source))
-    }
-
-    fn remove(&self, name: &str) -> Result<(), StateError> {
-        let path = self.dir.join(name);
-        let removed = self.step().and_then(|()| match fs::remove_file(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other.and_then(|()| self.sync()),
-        });
-        removed.map_err(|source| StateError::Io {
-            action: "removing",
-            path,
-            source,
-        })
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        File::open(&self.dir)?.sync_all()
-    }
-
-    /// In tests: the place where a crash happens. Nothing otherwise.
-    #[cfg(test)]
-    fn step(&self) -> io::Result<()> {
-        use std::sync::atomic::Ordering;
-        match self
-            .steps_left
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1))
-        {
-            Ok(_) => Ok(()),
-            Err(_) => Err(io::Error::other("killed by the test")),
-        }
-    }
-
-    #[cfg(not(test))]
-    #[allow(
-        clippy::unused_self,
-        clippy::unnecessary_wraps,
-        reason = "in tests this is where a crash happens"
-    )]
-    const fn step(&self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// A file that root made belongs to the owner of its directory.
-fn give_to_owner(dir: &Path, file: &File) -> io::Result<()> {
-    let (of_dir, of_file) = (fs::metadata(dir)?, file.metadata()?);
-    if of_dir.uid() != of_file.uid() && nix::unistd::geteuid().is_root() {
-        std::os::unix::fs::fchown(file, Some(of_dir.uid()), Some(of_dir.gid()))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

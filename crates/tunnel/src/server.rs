@@ -2,21 +2,13 @@ use crate::{
     control::{CUT, Control, DRAIN},
     driver::{CONNECTION_WINDOW, Driver, End, FRAME_MAX, Http2, SEND_QUEUE, STREAM_WINDOW},
     half_open::HalfOpen,
-    headers::{Authority, Baggage, FORWARDED_NETWORK, Forwarded, HeaderError, TRACEPARENT},
     io::{SharedIo, TlsIo},
     observe::{Observe, Side},
     pool::log_end,
-    quic::{Opened, QuicIo, answer},
-    stream::TunnelStream,
-    stream_io::TunnelIo,
     tls::{self, HandshakeError},
 };
 use bytes::Bytes;
-use h2::{
-    PingPong, Reason, RecvStream,
-    server::{Connection, SendResponse},
-};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use h2::{PingPong, Reason, server::Connection};
 use socket2::{SockRef, TcpKeepalive};
 use std::{
     collections::HashMap,
@@ -40,9 +32,12 @@ use tokio_util::sync::CancellationToken;
 use tombolo_identity::{Current, LiveIdentity, Peer, hbone_server_config, peer_of, still_trusted};
 use tombolo_runtime::TaskGroup;
 
+mod incoming;
 mod nested;
 mod reverse;
 
+pub(crate) use incoming::Accepted;
+pub use incoming::{Call, Incoming};
 pub use reverse::{HeldSession, SessionEnd};
 
 /// Longest time that a refused peer is listened to.
@@ -86,198 +81,6 @@ pub trait Service: Send + Sync + 'static {
 
     /// Serves one stream. The task is dropped with its stream reset if the future does nothing.
     fn connect(self: Arc<Self>, incoming: Incoming) -> impl Future<Output = ()> + Send + 'static;
-}
-
-/// A request on a stream, not answered yet. Dropped, the stream is reset.
-#[derive(Debug)]
-pub struct Incoming {
-    asked: Asked,
-    connection: Arc<Accepted>,
-}
-
-/// How it came.
-#[derive(Debug)]
-enum Asked {
-    Http2 {
-        request: Request<RecvStream>,
-        respond: SendResponse<Bytes>,
-    },
-    Quic {
-        opened: Opened,
-        io: QuicIo,
-    },
-}
-
-/// An accepted call.
-#[derive(Debug)]
-pub enum Call {
-    /// Over HTTP/2: [`crate::bidirectional`] copies it to and from a socket.
-    Stream(TunnelStream),
-    /// Over QUIC.
-    Io(TunnelIo),
-}
-
-/// A connection that was accepted.
-#[derive(Debug)]
-pub(crate) struct Accepted {
-    pub(crate) peer: Arc<Peer>,
-    pub(crate) local: SocketAddr,
-    pub(crate) remote: SocketAddr,
-    pub(crate) control: Arc<Control>,
-}
-
-impl From<Call> for TunnelIo {
-    fn from(call: Call) -> Self {
-        match call {
-            Call::Stream(stream) => stream.into(),
-            Call::Io(io) => io,
-        }
-    }
-}
-
-impl Incoming {
-    /// The method; anything but CONNECT is to be refused.
-    pub fn method(&self) -> &Method {
-        match &self.asked {
-            Asked::Http2 { request, .. } => request.method(),
-            Asked::Quic { .. } => &Method::CONNECT,
-        }
-    }
-
-    /// Where it is to go.
-    ///
-    /// # Errors
-    /// When it is neither `address:port` nor `host:port`.
-    pub fn authority(&self) -> Result<Authority, HeaderError> {
-        match &self.asked {
-            Asked::Http2 { request, .. } => request
-                .uri()
-                .authority()
-                .map_or("", http::uri::Authority::as_str)
-                .parse(),
-            Asked::Quic { opened, .. } => opened.authority.parse(),
-        }
-    }
-
-    /// All headers.
-    pub fn headers(&self) -> &HeaderMap {
-        match &self.asked {
-            Asked::Http2 { request, .. } => request.headers(),
-            Asked::Quic { opened, .. } => &opened.headers,
-        }
-    }
-
-    /// What the caller says of its workload: telemetry, nothing is decided by it.
-    pub fn baggage(&self) -> Baggage {
-        Baggage::from_headers(self.headers())
-    }
-
-    /// What the caller says of its application: telemetry, nothing is decided by it.
-    pub fn forwarded(&self) -> Forwarded {
-        Forwarded::from_headers(self.headers())
-    }
-
-    /// The network that the caller names, if the call has come through a gateway: telemetry, nothing is decided by it.
-    pub fn forwarded_network(&self) -> Option<&str> {
-        self.headers().get(FORWARDED_NETWORK)?.to_str().ok()
-    }
-
-    /// Trace context.
-    pub fn traceparent(&self) -> Option<&HeaderValue> {
-        self.headers().get(TRACEPARENT)
-    }
-
-    /// Who calls, as its certificate proves.
-    pub fn peer(&self) -> &Arc<Peer> {
-        &self.connection.peer
-    }
-
-    /// Our end of the TCP connection.
-    pub fn local(&self) -> SocketAddr {
-        self.connection.local
-    }
-
-    /// The caller's end of the TCP connection.
-    pub fn remote(&self) -> SocketAddr {
-        self.connection.remote
-    }
-
-    pub(crate) fn over_quic(opened: Opened, io: QuicIo, connection: Arc<Accepted>) -> Self {
-        Self {
-            asked: Asked::Quic { opened, io },
-            connection,
-        }
-    }
-
-    /// Refuses: the status and the end of the stream.
-    pub fn refuse(self, status: StatusCode) {
-        match self.asked {
-            Asked::Http2 { mut respond, .. } => {
-                let mut response = Response::new(());
-                *response.status_mut() = status;
-                // Fails only if the peer has reset the stream meanwhile.
-                let _ = respond.send_response(response, true);
-            }
-            Asked::Quic { mut io, .. } => {
-                let _ = answer(&mut io, status.as_u16(), None);
-                io.end();
-            }
-        }
-    }
-
-    /// Accepts: 200, and what we say of our workload.
-    ///
-    /// # Errors
-    /// With the reason if the peer has reset the stream meanwhile.
-    pub fn accept_call(self, baggage: Option<&HeaderValue>) -> Result<Call, Reason> {
-        let Self { asked, connection } = self;
-        match asked {
-            Asked::Quic { mut io, .. } => {
-                answer(&mut io, 200, baggage).map_err(|_| Reason::CANCEL)?;
-                Ok(Call::Io(io.into()))
-            }
-            Asked::Http2 { request, mut respond } => {
-                let mut response = Response::new(());
-                if let Some(baggage) = baggage {
-                    response
-                        .headers_mut()
-                        .insert(crate::headers::BAGGAGE, baggage.clone());
-                }
-                let gone = |error: h2::Error| error.reason().unwrap_or(Reason::CANCEL);
-                let send = respond.send_response(response, false).map_err(gone)?;
-                let control = &connection.control;
-                // HTTP/2 bounds the number of streams already.
-                let lease = control.try_lease(usize::MAX).ok_or(Reason::INTERNAL_ERROR)?;
-                let peer = Arc::clone(&connection.peer);
-                Ok(Call::Stream(TunnelStream {
-                    send,
-                    recv: request.into_body(),
-                    lease,
-                    peer,
-                    baggage: None,
-                }))
-            }
-        }
-    }
-
-    /// As [`Self::accept_call`], as bytes.
-    ///
-    /// # Errors
-    /// As [`Self::accept_call`].
-    pub fn accept_io(self, baggage: Option<&HeaderValue>) -> Result<TunnelIo, Reason> {
-        self.accept_call(baggage).map(TunnelIo::from)
-    }
-
-    /// As [`Self::accept_call`] on a server that does not listen for QUIC.
-    ///
-    /// # Errors
-    /// As [`Self::accept_call`].
-    pub fn accept(self, baggage: Option<&HeaderValue>) -> Result<TunnelStream, Reason> {
-        match self.accept_call(baggage)? {
-            Call::Stream(stream) => Ok(stream),
-            Call::Io(_) => Err(Reason::INTERNAL_ERROR),
-        }
-    }
 }
 
 /// A connection as a snapshot for diagnosis.
@@ -750,10 +553,7 @@ impl<S: Service, I: AsyncRead + AsyncWrite + Unpin> Http2 for ServerSide<S, I> {
                     respond.send_reset(Reason::REFUSED_STREAM);
                 }
                 Poll::Ready(Some(Ok((request, respond)))) => {
-                    let incoming = Incoming {
-                        asked: Asked::Http2 { request, respond },
-                        connection: Arc::clone(&self.accepted),
-                    };
+                    let incoming = Incoming::over_http2(request, respond, Arc::clone(&self.accepted));
                     let serving = Serving::start(&self.serving);
                     let served = Arc::clone(&self.service).connect(incoming);
                     self.tasks.spawn("hbone stream", async move {

@@ -39,6 +39,7 @@ mod frozen;
 pub mod handover;
 mod listener;
 pub mod netd;
+mod packets;
 pub mod privilege;
 mod pump;
 mod shared;

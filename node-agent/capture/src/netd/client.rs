@@ -1,7 +1,6 @@
 use super::{
     DnsSettings, Families, GuardRules, HostNames, NetdError,
-    message::{Answer, Request, VERSION},
-    socket::PacketSocket,
+    message::{Answer, Request, Socket, VERSION},
 };
 use std::{io, os::fd::OwnedFd, path::Path, time::Duration};
 use tokio::sync::Mutex;
@@ -13,7 +12,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The agent's side of the protocol. Requests of one client follow one another.
 #[derive(Debug)]
 pub struct NetdClient {
-    socket: Mutex<PacketSocket>,
+    socket: Mutex<Socket>,
 }
 
 impl NetdClient {
@@ -22,7 +21,7 @@ impl NetdClient {
     /// # Errors
     /// When netd is not there, does not know this user, or is of another version.
     pub async fn connect(path: &Path) -> Result<Self, NetdError> {
-        let socket = PacketSocket::connect(path)
+        let socket = Socket::connect(path)
             .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
         let client = Self {
             socket: Mutex::new(socket),
@@ -157,18 +156,18 @@ impl NetdClient {
         let bytes = serde_json::to_vec(request).map_err(io::Error::other)?;
         let exchange = async {
             let socket = self.socket.lock().await;
-            socket.send(&bytes, None).await?;
+            socket.send(&bytes, &[]).await?;
             let closed = || io::Error::new(io::ErrorKind::UnexpectedEof, "netd closed the connection");
             socket.receive().await?.ok_or_else(closed)
         };
-        let (bytes, descriptor) = tokio::time::timeout(ANSWER_TIMEOUT, exchange)
+        let (bytes, mut descriptors) = tokio::time::timeout(ANSWER_TIMEOUT, exchange)
             .await
             .map_err(io::Error::from)??;
         let answer = serde_json::from_slice(&bytes).map_err(io::Error::other)?;
         if let Answer::Refused { code, message } = answer {
             return Err(NetdError::Refused { code, message });
         }
-        Ok((answer, descriptor))
+        Ok((answer, descriptors.pop()))
     }
 }
 

@@ -9,6 +9,9 @@ pub(super) const VERSION: u32 = 1;
 /// Longest message. An answer is a few hundred bytes.
 pub(super) const MESSAGE_MAX: usize = 16 * 1024;
 
+/// One end of a connection; a packet has at most the device's descriptor with it.
+pub(super) type Socket = crate::packets::PacketSocket<MESSAGE_MAX, 1>;
+
 /// Address families.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Families {

@@ -16,7 +16,6 @@ mod names;
 mod netlink;
 mod said;
 mod server;
-mod socket;
 
 pub use client::NetdClient;
 pub use guard::{GuardRules, GuardedPort, HostGuard};

@@ -1,9 +1,9 @@
 use super::{
     GuardRules, HostGuard, HostResolver, Mesh0, NetdError,
-    message::{Answer, Refusal, Request, VERSION},
+    message::{Answer, Refusal, Request, Socket, VERSION},
     said::Said,
-    socket::{Acceptor, PacketSocket, listen_at},
 };
+use crate::packets::{Acceptor, is_served, listen_at};
 use std::{
     fs, io,
     os::{
@@ -37,7 +37,7 @@ impl NetdServer {
     /// When the path cannot be used, or another netd listens there.
     pub fn bind(path: &Path, agent: u32) -> io::Result<Self> {
         if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
-            if PacketSocket::is_served(path) {
+            if is_served(path) {
                 let message = format!("another tombolo-netd serves {}", path.display());
                 return Err(io::Error::new(io::ErrorKind::AddrInUse, message));
             }
@@ -90,7 +90,7 @@ impl NetdServer {
         let said = Arc::new(Said::default());
         let serve = async {
             loop {
-                let (socket, uid, process) = match acceptor.accept().await {
+                let (socket, other) = match acceptor.accept().await {
                     Ok(accepted) => accepted,
                     Err(error) => {
                         tracing::warn!(%error, "a connection was not accepted");
@@ -98,6 +98,7 @@ impl NetdServer {
                         continue;
                     }
                 };
+                let uid = other.user;
                 if uid != 0 && uid != self.agent {
                     tracing::warn!(uid, "a user that is neither the agent nor root was refused");
                     continue;
@@ -113,7 +114,7 @@ impl NetdServer {
                 tasks.spawn_until_stopped("netd connection", async move {
                     if let Err(error) = converse(
                         &socket,
-                        (&said, process),
+                        (&said, other.process),
                         &mesh0,
                         resolver.as_deref(),
                         guard.as_deref(),
@@ -140,7 +141,7 @@ impl NetdServer {
 }
 
 async fn converse(
-    socket: &PacketSocket,
+    socket: &Socket,
     (said, process): (&Said, i32),
     mesh0: &Mutex<Mesh0>,
     resolver: Option<&dyn HostResolver>,
@@ -191,9 +192,8 @@ async fn converse(
             }
         };
         let bytes = serde_json::to_vec(&answer).map_err(io::Error::other)?;
-        socket
-            .send(&bytes, descriptor.as_ref().map(|fd: &OwnedFd| fd.as_fd()))
-            .await?;
+        let descriptor = descriptor.as_ref().map(|fd: &OwnedFd| fd.as_fd());
+        socket.send(&bytes, descriptor.as_slice()).await?;
     }
     Ok(())
 }
