@@ -1,10 +1,11 @@
-//! Tasks with a name and an owner, values published to many readers, and a small HTTP endpoint.
+//! Tasks with a name and an owner, values published to many readers, shares of what is scarce, and a small HTTP endpoint.
 //!
 //! Position: layer 3, under everything that is async. A program makes one [`TaskGroup`], spawns everything in it and
 //! ends by draining it; state that many tasks read is [`published`] by its one owner.
 //!
 //! **Invariant:** no protocol and no configuration lives here.
 
+pub mod fair;
 pub mod http;
 mod published;
 mod tasks;
