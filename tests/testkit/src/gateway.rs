@@ -16,6 +16,44 @@ impl Mesh {
     /// # Errors
     /// When a step fails; the text has the command's output.
     pub fn gateway(&mut self, name: &str, network: &str, lan: &mut Lan, last: u8) -> Result<Gateway> {
+        self.gateway_set(name, network, lan, last, "")
+    }
+
+    /// As [`Self::gateway`], with lines of `gateway.yaml`.
+    ///
+    /// # Errors
+    /// As [`Self::gateway`].
+    pub fn gateway_set(
+        &mut self,
+        name: &str,
+        network: &str,
+        lan: &mut Lan,
+        last: u8,
+        settings: &str,
+    ) -> Result<Gateway> {
+        let config = format!("log_calls: true\n{settings}");
+        self.gateway_with(name, network, lan, last, &config, &[])
+    }
+
+    /// As [`Self::gateway`], but port 443, where the others look for it, is left to a stand-in: itself it listens at
+    /// port 15008 alone, over TCP alone.
+    ///
+    /// # Errors
+    /// As [`Self::gateway`].
+    pub fn gateway_behind(&mut self, name: &str, network: &str, lan: &mut Lan, last: u8) -> Result<Gateway> {
+        let config = "log_calls: true\nlisten: ['0.0.0.0:15008']\nquic: false\n";
+        self.gateway_with(name, network, lan, last, config, &["--quic-port", "0"])
+    }
+
+    fn gateway_with(
+        &mut self,
+        name: &str,
+        network: &str,
+        lan: &mut Lan,
+        last: u8,
+        config: &str,
+        more: &[&str],
+    ) -> Result<Gateway> {
         let host = self.lab.host(name)?;
         self.lab.attach(&host, lan, last)?;
         let which = if network.is_empty() {
@@ -25,9 +63,10 @@ impl Mesh {
         };
         let token = self.tombolo(&format!("token create --gateway{which}"))?;
         host.write("/run/token", &token)?;
-        host.write("/etc/tombolo/gateway.yaml", "log_calls: true\n")?;
+        host.write("/etc/tombolo/gateway.yaml", config)?;
         let address = host.at(443);
-        let join = ["join", "--token-file", "/run/token", "--address", &address];
+        let mut join = vec!["join", "--token-file", "/run/token", "--address", &address];
+        join.extend_from_slice(more);
         host.run("tombolo-gateway", &join)?
             .checked()
             .context("tombolo-gateway join")?;
@@ -71,6 +110,18 @@ impl Gateway {
     /// What it has logged since its last start.
     pub fn log(&self) -> String {
         self.process.as_ref().map(Process::log).unwrap_or_default()
+    }
+
+    /// The value of one of its metrics, 0 if there is none: `line` is its name with the labels.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn metric(&self, line: &str) -> Result<u64> {
+        let metrics = self.metrics()?;
+        let value = metrics
+            .lines()
+            .find_map(|one| one.strip_prefix(line)?.strip_prefix(' '));
+        Ok(value.and_then(|value| value.trim().parse().ok()).unwrap_or(0))
     }
 
     /// Its metrics.

@@ -1,10 +1,16 @@
 //! Other implementations, unmodified, as peers of ours: Envoy as HBONE client and server, ztunnel as both and as a client
-//! of our discovery and CA.
+//! of our discovery and CA, within a network and across networks.
 //!
 //! Envoy comes from its package registry (`make setup`); ztunnel is run where `TOMBOLO_ZTUNNEL` names one.
 
+mod double_hbone;
 mod envoy;
+mod envoy_networks;
+mod site;
+mod wire;
 mod ztunnel;
+mod ztunnel_clusters;
+mod ztunnel_networks;
 
 use anyhow::Result;
 use std::time::Duration;
