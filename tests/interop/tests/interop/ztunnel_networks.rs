@@ -75,12 +75,12 @@ fn ztunnel_across_networks() -> Result<()> {
 
     // A policy: refused by the gateway before the endpoint hears of it.
     site.mesh.apply(&deny("back", "mesh.example/ns/shop/sa/zeast"))?;
-    wait_for("the refusal", PATIENCE, || {
+    wait_for("the gateway's refusal", PATIENCE, || {
         ensure!(!zeast.get(&back)?.ok(), "still answered");
+        let log = site.west_gateway.log();
+        ensure!(log.contains("shop/no-caller"), "{}", tail(&log));
         Ok(())
     })?;
-    let log = site.west_gateway.log();
-    ensure!(log.contains("shop/no-caller"), "{}", tail(&log));
     site.mesh.tombolo("delete ap no-caller -n shop")?;
     zeast.answers(&back, "back")?;
     site.mesh.apply(&deny("zwest", "mesh.example/ns/shop/sa/front"))?;
