@@ -1,6 +1,6 @@
 use crate::{
     TokenError, TrustDomain, check_label,
-    token::{Reader, frame, unframe},
+    token_text::{self, Head, Reader},
 };
 use std::fmt;
 use zeroize::Zeroizing;
@@ -43,22 +43,17 @@ impl fmt::Debug for InviteToken {
 impl InviteToken {
     /// The id as 32 hex digits: the name of the ClusterInvite object.
     pub fn id_text(&self) -> String {
-        self.id.iter().map(|b| format!("{b:02x}")).collect()
+        token_text::id_text(&self.id)
     }
 
     /// The text form. It is a secret.
     pub fn encode(&self) -> Zeroizing<String> {
-        let mut body = Zeroizing::new(Vec::with_capacity(256));
-        body.push(1);
-        body.extend_from_slice(&self.id);
-        body.extend_from_slice(&self.root_pin);
-        body.extend_from_slice(&*self.seed);
         let texts = [self.trust_domain.as_str(), &self.cluster];
-        for value in texts.into_iter().chain(self.endpoints.iter().map(String::as_str)) {
-            body.extend_from_slice(&u16::try_from(value.len()).unwrap_or(u16::MAX).to_be_bytes());
-            body.extend_from_slice(value.as_bytes());
-        }
-        frame(INVITE_PREFIX, body)
+        token_text::write(
+            INVITE_PREFIX,
+            (&self.id, &self.root_pin, &self.seed),
+            texts.into_iter().chain(self.endpoints.iter().map(String::as_str)),
+        )
     }
 
     /// Reads the text form; white space around it is ignored.
@@ -66,16 +61,9 @@ impl InviteToken {
     /// # Errors
     /// With what is wrong, never with a part of the invite.
     pub fn decode(text: &str) -> Result<Self, TokenError> {
-        let encoded = text
-            .trim()
-            .strip_prefix(INVITE_PREFIX)
-            .ok_or(TokenError::InvitePrefix)?;
-        let body = unframe(encoded)?;
+        let body = token_text::body(text, INVITE_PREFIX, TokenError::InvitePrefix)?;
         let mut reader = Reader(&body);
-        if reader.array::<1>()? != [1] {
-            return Err(TokenError::Content);
-        }
-        let (id, root_pin, seed) = (reader.array()?, reader.array()?, Zeroizing::new(reader.array()?));
+        let Head { id, root_pin, seed } = reader.head()?;
         let trust_domain = reader.text()?.parse().map_err(|_| TokenError::Content)?;
         let cluster = reader.text()?;
         check_label("cluster", cluster).map_err(|_| TokenError::Content)?;
