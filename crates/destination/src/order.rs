@@ -2,9 +2,13 @@ use crate::{Candidate, Destination};
 
 /// The order in which to try candidates now, as indices into [`Destination::candidates`].
 ///
-/// By rank; among equals by open connections (`outstanding`) in proportion to weight; ties by a draw from `seed` in
-/// which a candidate of twice the weight comes first twice as often. Ejected ones come last, in the same order among
-/// themselves: they are tried when nobody else is left.
+/// By rank. The first among equals is the one of fewer open connections (`outstanding`) in proportion to weight of two
+/// that are drawn from `seed`, where one of twice the weight is drawn twice as often: an endpoint that has just come
+/// back has none open and would otherwise get everything that is new, from every caller at once. The others follow by
+/// open connections. Ejected ones come last, in the same order among themselves: they are tried when nobody else is
+/// left.
+///
+/// Source: Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing" (2001); Envoy's LEAST_REQUEST.
 pub fn order(
     destination: &Destination,
     outstanding: &dyn Fn(&Candidate) -> u32,
@@ -34,7 +38,28 @@ pub fn order(
         })
         .collect();
     keyed.sort_unstable();
+    first_of_two(&mut keyed);
     keyed.into_iter().map(|(_, position)| position).collect()
+}
+
+/// Moves the less loaded of the two that are drawn to the front. Among two there is nothing to draw.
+fn first_of_two(keyed: &mut [(Key, usize)]) {
+    let Some((first, _)) = keyed.first() else { return };
+    let (ejected, rank) = (first.ejected, first.rank);
+    let equals = keyed
+        .iter()
+        .take_while(|(key, _)| (key.ejected, key.rank) == (ejected, rank))
+        .count();
+    let by_draw = |besides: Option<usize>| {
+        let others = (0..equals).filter(move |at| Some(*at) != besides);
+        others.min_by_key(|at| keyed[*at].0.draw)
+    };
+    let drawn = by_draw(None);
+    // They are sorted by load: the smaller place is the smaller load.
+    let Some(chosen) = [drawn, by_draw(drawn)].into_iter().flatten().min() else {
+        return;
+    };
+    keyed[..=chosen].rotate_right(1);
 }
 
 /// Compared field by field; the smallest is tried first.

@@ -408,3 +408,70 @@ proptest! {
         }
     }
 }
+
+/// An endpoint for the property below: place (0 here, 1 here dialling out only, 2 and 3 elsewhere), zone, capacity,
+/// healthy.
+type Drawn = (u8, u8, u32, bool);
+
+fn of(n: usize, (place, zone, capacity, healthy): Drawn) -> Workload {
+    let zone = at("eu", ["eu-1", "eu-2"][usize::from(zone % 2)]);
+    let n = u8::try_from(n).unwrap();
+    let mut one = match place {
+        0 => workload(n),
+        1 => far(n, "net~outbound", |_| {}),
+        2 => far(n, "eu", |_| {}),
+        _ => far(n, "us", |w| w.locality = at("us", "us-1")),
+    };
+    if place < 3 {
+        one.locality = zone;
+    }
+    (one.capacity, one.healthy) = (capacity, healthy);
+    one
+}
+
+proptest! {
+    /// Whoever is healthy can be reached, with the weight of its capacity; who is near comes first, unless too little
+    /// is left here, and then near and far share by weight: what comes back bit by bit gets load bit by bit.
+    #[test]
+    fn the_choice_across_networks(all in prop::collection::vec((0..4u8, any::<u8>(), 0..4u32, any::<bool>()), 0..24)) {
+        let workloads = all.iter().enumerate().map(|(n, drawn)| of(n, *drawn));
+        let world = ["net", "eu", "us"].into_iter().fold(World::new(service(), workloads), |world, network| {
+            world.with_gateways(network, vec![gateway(1)])
+        });
+        let usable = |drawn: &&Drawn| drawn.3 && drawn.2 > 0;
+        let sum = |near: bool, usable_only: bool| -> u64 {
+            let of = all.iter().filter(|one| (one.0 < 2) == near && (!usable_only || usable(one)));
+            of.map(|one| u64::from(one.2)).sum()
+        };
+        let found = resolve(&world, &source(), vip(), 80);
+        if all.iter().find(usable).is_none() {
+            prop_assert!(found.is_err());
+            return Ok(());
+        }
+        let found = found.unwrap().candidates;
+        let near = |one: &&Candidate| tombolo_types::networks::home_of(&one.workload.network) == "net";
+        let weight = |of: &dyn Fn(&&Candidate) -> bool| -> u64 {
+            found.iter().filter(of).map(|one| u64::from(one.weight)).sum()
+        };
+        // Nobody is lost, nobody counts twice.
+        prop_assert_eq!(weight(&near), sum(true, true));
+        prop_assert_eq!(weight(&|one| !near(one)), sum(false, true));
+        prop_assert!(found.iter().all(|one| one.workload.healthy && one.weight > 0));
+        // One candidate per network and place behind gateways.
+        let mut places: Vec<_> = found.iter().filter(|one| one.via.is_some())
+            .map(|one| (&one.workload.network, &one.workload.locality.zone)).collect();
+        let count = places.len();
+        places.sort();
+        places.dedup();
+        prop_assert_eq!(count, places.len());
+        // Nearest first.
+        prop_assert!(found.windows(2).all(|pair| pair[0].rank <= pair[1].rank));
+        let best = |of: &dyn Fn(&&Candidate) -> bool| found.iter().filter(of).map(|one| one.rank).min();
+        let (near_rank, far_rank) = (best(&near), best(&|one| !near(one)));
+        if let (Some(near_rank), Some(far_rank)) = (near_rank, far_rank) {
+            let enough = sum(true, true) * 2 >= sum(true, false);
+            prop_assert_eq!(near_rank < far_rank, enough);
+            prop_assert!(near_rank <= far_rank);
+        }
+    }
+}
