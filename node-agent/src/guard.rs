@@ -383,7 +383,7 @@ fn verdict(policies: &[&Policy], own: &[IpAddr], source: IpAddr, port: u16) -> V
 }
 
 /// The policy behind a verdict on plaintext, as its author knows it.
-fn reason(verdict: &Verdict) -> String {
+pub(crate) fn reason(verdict: &Verdict) -> String {
     match verdict {
         Verdict::Allow { policy: None } => "no policy denies plaintext".to_owned(),
         Verdict::Allow { policy: Some(policy) } => format!("AuthorizationPolicy {policy} admits plaintext"),

@@ -1,5 +1,7 @@
 //! `tombolo why`: a connection that an application here would make, hop by hop, each judged by what this host knows.
 
+mod plain;
+
 use crate::{agent::Agent, status};
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -11,7 +13,7 @@ use tombolo_authz::{Action, Connection, Verdict, decide};
 use tombolo_config::nearest;
 use tombolo_control_client::{Problem, host};
 use tombolo_dataplane::{CallError, GatewayTry, ProbeResult};
-use tombolo_destination::{Destination, Index as _, Service, Workload, resolve};
+use tombolo_destination::{Candidate, Destination, Index as _, Service, Tunnel, Workload, resolve};
 use tombolo_dns::Names as _;
 use tombolo_proto::tombolo::agent::v1::{Finding, Hop, WhyResponse};
 use tombolo_snapshot::Snapshot;
@@ -105,6 +107,13 @@ pub(crate) async fn walk(agent: &Agent, host: &str, port: u16) -> Result<WhyResp
     let Some(vip) = name(&mut walk, &world, &host, &resolved, obstacle.as_ref()) else {
         return Ok(walk.finish());
     };
+    if world.service_by_address(vip).is_none()
+        && let Some(plain) = plain::Plain::find(&world, vip, port)
+    {
+        let outcome = plain.connect().await;
+        plain.judge(&mut walk, &world, &outcome);
+        return Ok(walk.finish());
+    }
     let Some(service) = virtual_address(&mut walk, &world, vip, port) else {
         return Ok(walk.finish());
     };
@@ -535,7 +544,18 @@ fn tried(gateways: &[GatewayTry]) -> String {
 fn passed(walk: &mut Walk, result: &ProbeResult) {
     match &result.candidate.via {
         None => walk.skip("the endpoint is in this network"),
-        Some(via) => walk.ok(format!("{}: {}", network(&via.network), tried(&result.gateways))),
+        Some(via) => {
+            let session = if networks::is_outbound(&via.network) {
+                ", into a session that the endpoint holds with it"
+            } else {
+                ""
+            };
+            walk.ok(format!(
+                "{}: {}{session}",
+                network(&via.network),
+                tried(&result.gateways)
+            ));
+        }
     }
 }
 
@@ -601,8 +621,29 @@ fn peers(walk: &mut Walk, world: &Snapshot, results: &[ProbeResult]) {
             walk.broken(Code::CertificateExpired, error.to_string(), None);
         }
         Some(OpenError::Tls(_)) => walk.broken(Code::PeerIdentity, all(), None),
+        Some(_) if let Some(why) = guarded(world, result) => {
+            let cause = format!("{why}, and {} is dialled in plaintext: {}", place(result), all());
+            let next = "Let the endpoint speak for itself in the mesh: enrol it, and select it by labels instead of \
+                        writing its address";
+            walk.broken(Code::PlaintextRefused, cause, Some(next.to_owned()));
+        }
         Some(_) | None => walk.broken(Code::EndpointUnreachable, all(), None),
     }
+}
+
+/// Why an endpoint that is dialled in plaintext refuses that, if a policy closes its port.
+fn guarded(world: &Snapshot, result: &ProbeResult) -> Option<String> {
+    let Candidate {
+        workload,
+        address,
+        via,
+        ..
+    } = &result.candidate;
+    let plaintext = via.is_none() && workload.tunnel == Tunnel::None;
+    if !plaintext {
+        return None;
+    }
+    plain::denies_plaintext(world, workload, *address)
 }
 
 /// No gateway has passed the call on: that it is not the endpoint's fault is half of the answer.
@@ -613,11 +654,22 @@ fn gateway_failed(walk: &mut Walk, result: &ProbeResult, error: &OpenError) {
         .as_ref()
         .map_or_else(String::new, |via| format!("{}: ", network(&via.network)));
     let cause = format!("{where_to}{}", tried(&result.gateways));
+    let via = result.candidate.via.as_ref();
+    let dials_out = via.is_some_and(|via| networks::is_outbound(&via.network));
     match error {
         OpenError::Status(401 | 403) => {
             let cause = format!("{cause} (the gateway asks the endpoint's policies before it dials)");
             walk.broken(Code::PolicyDenies, cause, None);
         }
+        OpenError::Status(_) if dials_out => walk.broken(
+            Code::GatewayRefuses,
+            format!("{cause} (the endpoint only dials out: it must hold a session with that gateway)"),
+            Some(
+                "Its log names the reason: journalctl -u tombolo-gateway. On the endpoint: tombolo status lists its \
+                 sessions (Reverse:), TMB0315 there says why it has none"
+                    .to_owned(),
+            ),
+        ),
         OpenError::Status(_) => walk.broken(Code::GatewayRefuses, cause, None),
         OpenError::Tls(TlsError::NoIdentity) => {
             walk.broken(Code::CertificateExpired, error.to_string(), None);

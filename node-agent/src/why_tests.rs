@@ -382,3 +382,97 @@ fn long_lists_are_cut() {
     assert_eq!(list(1..=3), "1, 2, 3");
     assert_eq!(list(1..=8), "1, 2, 3, 4, 5 and 3 more");
 }
+
+/// STRICT, as discovery sends it, for everybody in the namespace shop.
+fn strict() -> Resource {
+    let rule = security::Rule {
+        clauses: vec![security::Clause {
+            matches: vec![security::Match {
+                not_principals: vec![security::StringMatch {
+                    match_type: Some(security::string_match::MatchType::Presence(())),
+                }],
+                ..Default::default()
+            }],
+        }],
+    };
+    let policy = security::Authorization {
+        name: "converted_peer_authentication_default".into(),
+        namespace: "shop".into(),
+        scope: security::Scope::Namespace.into(),
+        action: security::Action::Deny.into(),
+        rules: vec![rule],
+        ..Default::default()
+    };
+    resource("shop/converted_peer_authentication_default", &policy)
+}
+
+#[test]
+fn the_guard_is_named_where_plaintext_is_refused() {
+    let strict = world(vec![workload("catalog-1", "10.0.0.1", true)], vec![strict()]);
+    let open = world(vec![workload("catalog-1", "10.0.0.1", true)], vec![]);
+    let address: IpAddr = "10.0.0.1".parse().unwrap();
+    let judged = |world: &Snapshot, outcome: plain::Outcome| {
+        let mut walk = Walk::default();
+        walk.skip("an address was given");
+        let plain = plain::Plain::find(world, address, 8080).unwrap();
+        plain.judge(&mut walk, world, &outcome);
+        let answer = walk.finish();
+        let broken = answer.hops.iter().find_map(|hop| hop.finding.clone());
+        (answer.reachable, broken.map(|f| (f.code, f.cause, f.next)))
+    };
+    let (reachable, found) = judged(&strict, Err("refused".into()));
+    let (code, cause, next) = found.unwrap();
+    assert!(!reachable && code == "TMB0413", "{code}");
+    for part in [
+        "PeerAuthentication shop/default says STRICT",
+        "guard of catalog-1",
+        "8080",
+    ] {
+        assert!(cause.contains(part), "{part}: {cause}");
+    }
+    assert_eq!(next, format!("Call it by its name: {HOST}:80"));
+    // Not guarded there: it is said, and it is reachable.
+    assert_eq!(judged(&strict, Ok(())), (true, None));
+    assert_eq!(judged(&open, Ok(())), (true, None));
+    let (_, found) = judged(&open, Err("refused".into()));
+    assert_eq!(found.unwrap().0, "TMB0408");
+    assert!(plain::Plain::find(&open, "10.0.0.9".parse().unwrap(), 80).is_none());
+}
+
+#[test]
+fn an_endpoint_that_only_dials_out_needs_a_session() {
+    let mut far = workload_record("catalog-1");
+    far.network = "~outbound".into();
+    let mut world = world(vec![as_resource(far)], vec![]);
+    let ways = v1::NetworkGateways {
+        network: "~outbound".into(),
+        gateways: vec![v1::NetworkGateway {
+            address: "192.0.2.1".into(),
+            hbone_port: 443,
+            trust_domain: "mesh.example".into(),
+            namespace: "tombolo-system".into(),
+            service_account: "gateway".into(),
+            healthy: true,
+            uid: "gateway-1".into(),
+            ..v1::NetworkGateway::default()
+        }],
+    };
+    let ways = vec![resource("~outbound", &ways)];
+    assert!(world.apply(type_url::NETWORK_GATEWAYS, ways, &[]).is_empty());
+    let destination = resolve(&world, &world.source(), vip(), 80).unwrap();
+    let result = |error: fn() -> OpenError| ProbeResult {
+        candidate: destination.candidates[0].clone(),
+        outcome: Err(CallError::Through(ThroughError::Gateway(error()))),
+        peer: None,
+        gateways: vec![GatewayTry {
+            uid: "gateway-1".into(),
+            gateway: "192.0.2.1:443".into(),
+            outcome: Err(ThroughError::Gateway(error())),
+        }],
+    };
+    let (words, said) = judged(&world, &[result(|| OpenError::Status(503))]);
+    assert_eq!(words, "TMB0412 skipped skipped");
+    for part in ["192.0.2.1:443", "session", "tombolo status"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+}

@@ -92,6 +92,7 @@ codes! {
     NamesNotAsked = "0313", Warning, "This host's resolver does not ask the mesh for names of the mesh.", "Add the line that is named; nothing on the host was changed. More: docs/OPERATIONS.md, names";
     GuardRefused = "0314", Error, "Ports that a policy closes to plaintext are not guarded on this host.", "Install the package nftables; journalctl -u tombolo-netd shows what the kernel said; tombolo status lists the ports. It is tried again by itself";
     NoReverseSession = "0315", Error, "This host only dials out, and no gateway of its network can be reached: nobody can call it.", "Check that this host may dial the gateways that are named, 443/tcp or 443/udp as a rule; it is tried again by itself";
+    AgentStopping = "0316", Warning, "The agent of this host is being stopped; this host gets no new calls.", "tombolo up on that host starts it again";
     NameUnknown = "0401", Error, "No such name in the mesh.", "tombolo get se -A lists the services; names are <service>.<namespace>.svc.<mesh domain>";
     NameNotResolved = "0402", Error, "The mesh knows the name, but this host does not ask the mesh for it.", "Point the host's resolver at the DNS VIP: docs/OPERATIONS.md, names";
     PortUnknown = "0403", Error, "The service has no such port.", "tombolo describe se NAME lists its ports";
@@ -104,6 +105,7 @@ codes! {
     EndpointNames = "0410", Error, "The endpoints of this service are names (resolution DNS), which this version does not resolve.", "Give the ServiceEntry resolution STATIC and endpoints with addresses, or call the name outside the mesh";
     GatewayUnreachable = "0411", Error, "The endpoint is in another network, and no gateway into it could be reached.", "Check that the port of the gateways is open from here, 443/tcp as a rule; tombolo vm list -n tombolo-system shows whether they are alive";
     GatewayRefuses = "0412", Error, "The gateway was reached, but it does not pass the call on.", "Its log names the reason: journalctl -u tombolo-gateway. An endpoint behind it may be away: tombolo vm list";
+    PlaintextRefused = "0413", Error, "The port takes no plaintext: a policy closes it to callers outside of the mesh.", "Call it by its name, <service>.<namespace>.svc.<mesh domain>, from a host of the mesh; tombolo status on the endpoint lists its guarded ports";
     StateCorrupt = "0501", Warning, "A state file was unreadable and was set aside.", "Nothing to do if the host is back; the file is kept beside it with .bad";
     StateUnusable = "0502", Error, "The agent's state directory cannot be used.", "Check that /var/lib/tombolo/agent belongs to the agent's user, and that the disk is not full";
     StateLocked = "0503", Error, "Another process uses the agent's state directory.", "tombolo down stops the agent; then run the command again";
@@ -121,6 +123,7 @@ codes! {
     MemberLimit = "0604", Warning, "One member holds too many connections or streams at discovery; more are refused.", "A restart of its agent closes them; a copy of the VM counts as the same member: tombolo vm list. If it goes on: tombolo vm revoke";
     AuditFailing = "0605", Error, "The audit log cannot be written.", "Free space in the folder of discovery, or mend the disk: what is done meanwhile is in discovery's own log only";
     HealthFlaps = "0606", Warning, "The health of this member's application flaps: it comes back into the choice of clients later each time.", "Look at the application's own log, or make the probe of the WorkloadGroup less strict";
+    ProxyRefused = "0607", Warning, "A connection to discovery names another source than its own, and is not from a gateway.", "A gateway of this mesh must be listed at that address: tombolo vm list -n tombolo-system. A load balancer in between must not send PROXY headers";
     InviteMalformed = "0701", Error, "The invite is damaged.", "Copy the whole invite, from `tmi1_` to its end, or make a new one: tombolo cluster invite";
     InviteExpired = "0702", Error, "The invite has expired.", "Make a new one: tombolo cluster invite CLUSTER --trust-domain DOMAIN --namespaces LIST";
     InviteSpent = "0703", Error, "Another key has used the invite.", "If that was not you, remove the member: tombolo cluster remove CLUSTER. Then make a new invite: tombolo cluster invite";
@@ -147,6 +150,10 @@ codes! {
     ClusterStale = "0724", Warning, "A member cannot be reached; what it exported last is still served.", "Check the network to its discovery: tombolo cluster status";
     MemberContested = "0725", Warning, "Two members with the right to admit claim the same name or trust domain.", "One of the two does not count: tombolo cluster list shows which; remove the wrong one";
     MemberLimitReached = "0726", Error, "The set of clusters is full.", "At most 256 clusters; remove those that are gone: tombolo cluster remove";
+    JoinPending = "0727", Warning, "A cluster was admitted and has not come yet.", "If its join failed there, run it again with the same invite; or take it back: tombolo cluster remove CLUSTER";
+    TrustStep = "0801", Error, "It is not the turn of this step of the rotation.", "tombolo trust show says how far it is and what comes next";
+    TrustBehind = "0802", Error, "Not everybody is ready for this step of the rotation.", "Wait for those that are named, or leave them behind: --force. tombolo trust show lists them";
+    TrustUnderWay = "0803", Info, "The root of this mesh is being rotated.", "tombolo trust show says how far it is and what comes next";
 }
 
 impl fmt::Display for Code {
