@@ -14,6 +14,10 @@ pub enum Kind {
     AuthorizationPolicy,
     /// Whether plaintext is admitted; Istio's kind.
     PeerAuthentication,
+    /// A service that other clusters may call; the kind of the Multi-Cluster Services API.
+    ServiceExport,
+    /// What holds for all services of a namespace: its labels; Kubernetes' kind.
+    Namespace,
     /// The right to enrol into a WorkloadGroup; ours.
     JoinToken,
     /// An enrolled VM; ours, written by discovery alone.
@@ -23,15 +27,19 @@ pub enum Kind {
 const NETWORKING: &[&str] = &["v1", "v1beta1", "v1alpha3"];
 const SECURITY: &[&str] = &["v1", "v1beta1"];
 const OURS: &[&str] = &["v1"];
+const CORE: &[&str] = &["v1"];
+const MULTICLUSTER: &[&str] = &["v1alpha1"];
 
 impl Kind {
     /// All kinds, the internal one too.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::WorkloadGroup,
         Self::WorkloadEntry,
         Self::ServiceEntry,
         Self::AuthorizationPolicy,
         Self::PeerAuthentication,
+        Self::ServiceExport,
+        Self::Namespace,
         Self::JoinToken,
         Self::Device,
     ];
@@ -82,6 +90,14 @@ impl Kind {
                 "security.istio.io",
                 SECURITY,
             ),
+            Self::ServiceExport => (
+                "ServiceExport",
+                "serviceexports",
+                "svcex",
+                "multicluster.x-k8s.io",
+                MULTICLUSTER,
+            ),
+            Self::Namespace => ("Namespace", "namespaces", "ns", "", CORE),
             Self::JoinToken => ("JoinToken", "jointokens", "jt", "tombolo.io", OURS),
             Self::Device => ("Device", "devices", "dev", "tombolo.io", OURS),
         }
@@ -102,7 +118,7 @@ impl Kind {
         self.row().2
     }
 
-    /// API group: `networking.istio.io`.
+    /// API group: `networking.istio.io`; empty for the core group.
     pub const fn group(self) -> &'static str {
         self.row().3
     }
@@ -112,9 +128,31 @@ impl Kind {
         self.row().4
     }
 
-    /// `group/version` as written.
+    /// `group/version` as written; the version alone in the core group.
     pub fn api_version(self) -> String {
-        format!("{}/{}", self.group(), self.versions()[0])
+        match self.group() {
+            "" => self.versions()[0].to_owned(),
+            group => format!("{group}/{}", self.versions()[0]),
+        }
+    }
+
+    /// True for kinds whose objects are in no namespace. In keys, such an object is in the namespace of its name.
+    pub const fn is_cluster_scoped(self) -> bool {
+        matches!(self, Self::Namespace)
+    }
+
+    /// `Kind namespace/name`, as diagnostics say it; `Kind name` for what is in no namespace.
+    pub fn title(self, namespace: &str, name: &str) -> String {
+        if self.is_cluster_scoped() {
+            format!("{self} {name}")
+        } else {
+            format!("{self} {namespace}/{name}")
+        }
+    }
+
+    /// Namespace under which an object is kept and authorized: for what is in none, that of its name.
+    pub const fn key_namespace<'a>(self, namespace: &'a str, name: &'a str) -> &'a str {
+        if self.is_cluster_scoped() { name } else { namespace }
     }
 
     /// True for kinds that only discovery writes.

@@ -9,6 +9,7 @@
 mod compare;
 mod create;
 mod diagnostic;
+pub mod export;
 pub mod file;
 mod istio_vm;
 mod kind;
@@ -26,6 +27,7 @@ mod yaml;
 pub use compare::{Difference, differences, unchanged};
 pub use create::{NewPort, NewWorkloadEntry, NewWorkloadGroup};
 pub use diagnostic::{Diagnostic, nearest};
+pub use export::{NamespaceSpec, ServiceExportSpec, exports};
 pub use istio_vm::{IstioVm, IstioVmFiles, Note, read_istio_vm};
 pub use kind::{Kind, UnknownKind};
 pub use networking::{Location, Probe, Resolution, ServiceEntrySpec, WorkloadEntrySpec, WorkloadGroupSpec};

@@ -111,6 +111,7 @@ fn title(object: &Value) -> String {
     let name: String = text("/metadata/name").unwrap_or_default();
     let namespace: String = text("/metadata/namespace").unwrap_or_else(|| "default".to_owned());
     match (kind.is_empty(), name.is_empty()) {
+        (false, false) if kind == Kind::Namespace.name() => format!("{kind} {name}"),
         (true, true) => String::new(),
         (true, false) => format!("{namespace}/{name}"),
         (false, true) => kind,
@@ -133,6 +134,8 @@ fn object_of(json: Value) -> Result<Resource, Vec<Diagnostic>> {
         Kind::ServiceEntry => Resource::ServiceEntry(shape.object()?),
         Kind::AuthorizationPolicy => Resource::AuthorizationPolicy(shape.object()?),
         Kind::PeerAuthentication => Resource::PeerAuthentication(shape.object()?),
+        Kind::ServiceExport => Resource::ServiceExport(shape.object()?),
+        Kind::Namespace => Resource::Namespace(shape.object()?),
         Kind::JoinToken => Resource::JoinToken(shape.object()?),
         Kind::Device => Resource::Device(shape.object()?),
     })
@@ -209,6 +212,18 @@ impl Shape {
             typed::push_key(&mut path, field);
             findings.push(Diagnostic::error(path, "unknown field").with_nearest(nearest(field, known)));
         }
+        if kind.is_cluster_scoped()
+            && let Some(fields) = metadata.as_object_mut()
+        {
+            let name = fields.get("name").cloned().unwrap_or_default();
+            match fields.insert("namespace".to_owned(), name.clone()) {
+                Some(given) if !given.is_null() && given != name => {
+                    let reason = format!("a {kind} is in no namespace: leave it out");
+                    findings.push(Diagnostic::error("metadata.namespace", reason));
+                }
+                Some(_) | None => {}
+            }
+        }
         // Exporters write `creationTimestamp: null`; within a spec null would be a guess about what was meant.
         drop_nulls(&mut metadata);
         if let Some(status) = &mut status {
@@ -223,7 +238,11 @@ impl Shape {
         };
         let spec = match spec {
             Some(spec) => spec,
-            None if matches!(kind, Kind::AuthorizationPolicy | Kind::PeerAuthentication) => {
+            None if matches!(
+                kind,
+                Kind::AuthorizationPolicy | Kind::PeerAuthentication | Kind::ServiceExport | Kind::Namespace
+            ) =>
+            {
                 Value::Object(Map::new())
             }
             None => {

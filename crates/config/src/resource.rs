@@ -1,6 +1,7 @@
 use crate::{
-    AuthorizationPolicySpec, DeviceSpec, Diagnostic, JoinTokenSpec, Kind, Metadata, Object,
-    PeerAuthenticationSpec, ServiceEntrySpec, WorkloadEntrySpec, WorkloadGroupSpec, read, validate,
+    AuthorizationPolicySpec, DeviceSpec, Diagnostic, JoinTokenSpec, Kind, Metadata, NamespaceSpec, Object,
+    PeerAuthenticationSpec, ServiceEntrySpec, ServiceExportSpec, WorkloadEntrySpec, WorkloadGroupSpec, read,
+    validate,
 };
 use serde_json::{Map, Value};
 
@@ -17,6 +18,10 @@ pub enum Resource {
     AuthorizationPolicy(Object<AuthorizationPolicySpec>),
     /// Whether plaintext is admitted.
     PeerAuthentication(Object<PeerAuthenticationSpec>),
+    /// A service that other clusters may call.
+    ServiceExport(Object<ServiceExportSpec>),
+    /// What holds for all services of a namespace.
+    Namespace(Object<NamespaceSpec>),
     /// The right to enrol.
     JoinToken(Object<JoinTokenSpec>),
     /// An enrolled VM; internal.
@@ -32,6 +37,8 @@ macro_rules! each {
             Resource::ServiceEntry($object) => $body,
             Resource::AuthorizationPolicy($object) => $body,
             Resource::PeerAuthentication($object) => $body,
+            Resource::ServiceExport($object) => $body,
+            Resource::Namespace($object) => $body,
             Resource::JoinToken($object) => $body,
             Resource::Device($object) => $body,
         }
@@ -47,6 +54,8 @@ impl Resource {
             Self::ServiceEntry(_) => Kind::ServiceEntry,
             Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Self::PeerAuthentication(_) => Kind::PeerAuthentication,
+            Self::ServiceExport(_) => Kind::ServiceExport,
+            Self::Namespace(_) => Kind::Namespace,
             Self::JoinToken(_) => Kind::JoinToken,
             Self::Device(_) => Kind::Device,
         }
@@ -89,7 +98,7 @@ impl Resource {
 
     /// `Kind namespace/name`, as diagnostics say it.
     pub fn title(&self) -> String {
-        format!("{} {}/{}", self.kind(), self.namespace(), self.name())
+        self.kind().title(self.namespace(), self.name())
     }
 
     /// The spec alone, as JSON.
@@ -104,10 +113,13 @@ impl Resource {
         let mut json = Map::new();
         json.insert("apiVersion".into(), Value::String(api_version.clone()));
         json.insert("kind".into(), Value::String(kind.clone()));
-        json.insert(
-            "metadata".into(),
-            serde_json::to_value(self.metadata()).unwrap_or_default(),
-        );
+        let mut metadata = serde_json::to_value(self.metadata()).unwrap_or_default();
+        if self.kind().is_cluster_scoped()
+            && let Some(fields) = metadata.as_object_mut()
+        {
+            fields.remove("namespace");
+        }
+        json.insert("metadata".into(), metadata);
         json.insert("spec".into(), self.spec_json());
         if let Some(status) = self.status() {
             json.insert("status".into(), status.clone());
@@ -164,6 +176,8 @@ from_object!(
     ServiceEntry(ServiceEntrySpec),
     AuthorizationPolicy(AuthorizationPolicySpec),
     PeerAuthentication(PeerAuthenticationSpec),
+    ServiceExport(ServiceExportSpec),
+    Namespace(NamespaceSpec),
     JoinToken(JoinTokenSpec),
     Device(DeviceSpec)
 );

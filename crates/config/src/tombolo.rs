@@ -100,7 +100,8 @@ pub mod annotation {
     pub const GATEWAY_ADDRESS: &str = "tombolo.io/gateway-address";
     /// WorkloadEntry of a gateway: port of QUIC at the same hosts.
     pub const GATEWAY_QUIC_PORT: &str = "tombolo.io/gateway-quic-port";
-    /// ServiceEntry, label: `"true"` exports the service to other clusters.
+    /// Label of a ServiceEntry or a Namespace: `"true"` exports the service, or those of the namespace, to other
+    /// clusters; `"false"` does not.
     pub const GLOBAL: &str = "istio.io/global";
     /// WorkloadEntry: the WorkloadGroup that it was made from.
     pub const AUTO_REGISTRATION_GROUP: &str = "istio.io/autoRegistrationGroup";

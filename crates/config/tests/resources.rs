@@ -92,7 +92,7 @@ fn slips_of_a_whole_file_are_named_at_once() {
             "ServiceEntry a.b/A: metadata.lables: unknown field; did you mean labels?",
             "ServiceEntry a.b/A: spec.endpoints[1]: must not be null: write a value, {}, or leave the field out",
             "document 2: ServiceEntri: kind: ServiceEntri is not a kind of this mesh; known are WorkloadGroup, \
-             WorkloadEntry, ServiceEntry, AuthorizationPolicy, PeerAuthentication, JoinToken; did you mean \
+             WorkloadEntry, ServiceEntry, AuthorizationPolicy, PeerAuthentication, ServiceExport, Namespace, JoinToken; did you mean \
              ServiceEntry?",
             "document 3: must be a mapping with apiVersion, kind, metadata and spec",
             "document 4: AuthorizationPolicy default/x: spec.rules[0]: must be a mapping, not a list",

@@ -1,5 +1,6 @@
 //! What the shape of an object does not show: Istio's own validation rules, and ours.
 
+mod export;
 mod names;
 mod security;
 mod services;
@@ -22,6 +23,8 @@ pub(crate) fn validate(resource: &Resource) -> Vec<Diagnostic> {
         Resource::ServiceEntry(object) => services::service_entry(&mut findings, object),
         Resource::AuthorizationPolicy(object) => security::authorization_policy(&mut findings, object),
         Resource::PeerAuthentication(object) => security::peer_authentication(&mut findings, object),
+        Resource::ServiceExport(object) => export::service_export(&mut findings, object),
+        Resource::Namespace(object) => export::namespace(&mut findings, object),
         Resource::JoinToken(object) => tombolo::join_token(&mut findings, object),
         Resource::Device(object) => tombolo::device(&mut findings, object),
     }

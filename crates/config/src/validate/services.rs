@@ -59,6 +59,7 @@ pub(super) fn service_entry(findings: &mut Findings, object: &Object<ServiceEntr
     }
     endpoints(findings, spec);
     export_to(findings, spec);
+    super::export::global_label(findings, &object.metadata);
     for (index, name) in spec.subject_alt_names.iter().enumerate() {
         if name.is_empty() {
             findings.error(format!("spec.subjectAltNames[{index}]"), "is empty");
