@@ -207,6 +207,75 @@ static_resources:
     )
 }
 
+/// Envoy as a sidecar of Istio calls into another network: `127.0.0.1:19080` goes to `gateway` in TLS with this server
+/// name, to a server with exactly the SPIFFE id `peer`.
+///
+/// Source: Istio pilot/pkg/networking/core (ISTIO_MUTUAL with SNI `outbound_.<port>_._.<host>`).
+pub fn envoy_sidecar_client(state: &str, gateway: &str, server_name: &str, peer: &str) -> String {
+    let secure = format!(
+        r#"    transport_socket:
+      name: tls
+      typed_config:
+        "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
+        sni: {server_name}
+        common_tls_context:
+{}"#,
+        sidecar(tls(10, state, peer))
+    );
+    sidecar_listener(
+        "127.0.0.1",
+        19080,
+        "",
+        &cluster("peer", &socket(gateway), &secure),
+    )
+}
+
+/// Envoy as the sidecar that is called: TLS at `port` of every address from callers of `trust_domain`, on to `application`.
+pub fn envoy_sidecar_server(state: &str, trust_domain: &str, port: u16, application: &str) -> String {
+    let peer = format!("{{prefix: \"spiffe://{trust_domain}/\"}}");
+    let secure = format!(
+        r#"
+      transport_socket:
+        name: tls
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
+          require_client_certificate: true
+          common_tls_context:
+{}"#,
+        sidecar(tls_for(12, state, &peer))
+    );
+    sidecar_listener(
+        "0.0.0.0",
+        port,
+        &secure,
+        &cluster("peer", &socket(application), ""),
+    )
+}
+
+fn sidecar(tls: String) -> String {
+    tls.replace("[h2]", "[istio-peer-exchange, istio]")
+}
+
+fn sidecar_listener(address: &str, port: u16, secure: &str, cluster: &str) -> String {
+    format!(
+        r#"admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: 19000}}}}}}
+static_resources:
+  listeners:
+  - name: sidecar
+    address: {{socket_address: {{address: {address}, port_value: {port}}}}}
+    filter_chains:
+    - filters:
+      - name: tcp
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
+          stat_prefix: sidecar
+          cluster: peer{secure}
+  clusters:
+{cluster}
+"#
+    )
+}
+
 const INTERNAL: &str = r#"bootstrap_extensions:
 - name: envoy.bootstrap.internal_listener
   typed_config: {"@type": type.googleapis.com/envoy.extensions.bootstrap.internal_listener.v3.InternalListener}"#;

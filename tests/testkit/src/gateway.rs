@@ -36,12 +36,13 @@ impl Mesh {
     }
 
     /// As [`Self::gateway`], but port 443, where the others look for it, is left to a stand-in: itself it listens at
-    /// port 15008 alone, over TCP alone.
+    /// port 15008, over TCP alone, and for sidecars that ask for `sidecar.shop.svc.mesh.internal` at 15443.
     ///
     /// # Errors
     /// As [`Self::gateway`].
     pub fn gateway_behind(&mut self, name: &str, network: &str, lan: &mut Lan, last: u8) -> Result<Gateway> {
-        let config = "log_calls: true\nlisten: ['0.0.0.0:15008']\nquic: false\n";
+        let config = "log_calls: true\nlisten: ['0.0.0.0:15008']\nquic: false\n\
+             passthrough_listen: ['0.0.0.0:15443']\npassthrough_hosts: [sidecar.shop.svc.mesh.internal]\n";
         self.gateway_with(name, network, lan, last, config, &["--quic-port", "0"])
     }
 

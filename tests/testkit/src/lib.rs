@@ -21,7 +21,10 @@ mod wan;
 
 pub use apps::{EchoServer, Nginx, Postgres, Redis};
 pub use clock::Clock;
-pub use envoy::{envoy_client, envoy_double_client, envoy_east_west, envoy_server};
+pub use envoy::{
+    envoy_client, envoy_double_client, envoy_east_west, envoy_server, envoy_sidecar_client,
+    envoy_sidecar_server,
+};
 pub use gateway::Gateway;
 pub use host::Host;
 pub use lab::{Lab, Shape};

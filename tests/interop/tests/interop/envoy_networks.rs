@@ -3,11 +3,12 @@
 
 use crate::{
     PATIENCE,
-    site::{AGENT, GATEWAY, Site, service, tail, url},
+    site::{AGENT, GATEWAY, Site, service, service_entry, tail, url},
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use tombolo_testkit::{
-    Host, Process, envoy, envoy_double_client, envoy_east_west, require_root, skip, wait_for,
+    Host, Nginx, Process, envoy, envoy_double_client, envoy_east_west, envoy_sidecar_client,
+    envoy_sidecar_server, require_root, skip, wait_for,
 };
 
 fn run(host: &Host, config: &str) -> Result<Process> {
@@ -29,7 +30,7 @@ fn envoy_between_networks() -> Result<()> {
         );
         return Ok(());
     }
-    let site = Site::start("envoy-net", true)?;
+    let mut site = Site::start("envoy-net", true)?;
     let authority = format!("{}:80", service("back"));
     {
         // Our agent through Envoy.
@@ -134,5 +135,51 @@ fn envoy_between_networks() -> Result<()> {
         })?;
         ensure!(!call()?.ok(), "{gateway} {endpoint}");
     }
+    sidecars(&mut site)
+}
+
+/// Sidecars at both ends, our gateway's port 15443 between them: it passes their TLS on unopened.
+fn sidecars(site: &mut Site) -> Result<()> {
+    let called = site.mesh.bare_in(&mut site.west, "sidecar", 8)?;
+    let _application = Nginx::start(&called.host, 8081, "sidecar speaks")?;
+    for file in ["identity.pem", "roots.pem"] {
+        let text = site
+            .back
+            .host
+            .sh(&format!("cat {AGENT}/{file}"))?
+            .checked()?
+            .stdout;
+        called.host.write(&format!("/run/sidecar/{file}"), &text)?;
+    }
+    site.mesh.apply(&format!(
+        "{}---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: sidecar, namespace: shop, \
+         labels: {{app: sidecar}}}}\nspec: {{address: 10.0.0.8, network: net2, serviceAccount: back, ports: {{http: 8080}}}}\n",
+        service_entry("sidecar")
+    ))?;
+    let config = envoy_sidecar_server("/run/sidecar", "mesh.example", 8080, "127.0.0.1:8081");
+    let server = run(&called.host, &config)?;
+    let caller = &site.mesh.control;
+    let at = site.west_gateway.host.at(15443);
+    let call = || caller.sh("curl -sS -m 5 http://127.0.0.1:19080/");
+    let client = |name: &str| {
+        let server_name = format!("outbound_.80_._.{}", service(name));
+        let peer = "spiffe://mesh.example/ns/shop/sa/back";
+        run(
+            caller,
+            &envoy_sidecar_client("/run/caller", &at, &server_name, peer),
+        )
+    };
+    {
+        let process = client("sidecar")?;
+        let body = wait_for("the sidecar's call", PATIENCE, || Ok(call()?.checked()?.stdout));
+        let body = body.with_context(|| format!("{}\n---\n{}", process.log(), server.log()))?;
+        ensure!(body == "sidecar speaks\n", "{body}");
+    }
+    // A host that is not opted in.
+    let _process = client("back")?;
+    wait_for("Envoy to listen", PATIENCE, || {
+        caller.sh("ss -Hltn 'sport = 19080' | grep -q .")?.checked()
+    })?;
+    ensure!(!call()?.ok(), "back is not in passthrough_hosts");
     Ok(())
 }
