@@ -56,9 +56,9 @@ impl Registry {
             old.as_ref().map_or(&none, |old| &old.labels),
             &new.labels,
         );
-        let elsewhere = self.places.is_remote(&key, &self.settings.network);
+        let named = self.is_named(&key);
         if let Some(old) = &old {
-            self.mark_selecting(&key.namespace, &old.labels, elsewhere);
+            self.mark_selecting(&key.namespace, &old.labels, named);
             self.leave_group(old);
         }
         self.mark_selecting(&key.namespace, &new.labels, false);
@@ -99,8 +99,8 @@ impl Registry {
         };
         self.entry_labels
             .set(&key.namespace, &key.name, &old.labels, &Labels::new());
-        let elsewhere = self.places.is_remote(key, &self.settings.network);
-        self.mark_selecting(&key.namespace, &old.labels, elsewhere);
+        let named = self.is_named(key);
+        self.mark_selecting(&key.namespace, &old.labels, named);
         self.place_entry(key);
         self.leave_group(&old);
         self.set_addresses(key, Some((old.created, &old.addresses)), None);
@@ -218,7 +218,7 @@ impl Registry {
             .filter_map(|s| s.selector().cloned())
             .collect();
         let networks = self.inline_networks(&new);
-        self.places.set(&key, networks);
+        self.set_places(&key, networks);
         self.services.insert(key.clone(), new);
         if !same {
             selectors
@@ -235,7 +235,7 @@ impl Registry {
         };
         self.service_selectors.set(&key.namespace, &key.name, None);
         self.services_with_endpoints.remove(key);
-        self.places.set(key, BTreeSet::new());
+        self.set_places(key, BTreeSet::new());
         self.set_addresses(key, Some((old.created, &old.addresses)), None);
         self.set_service_hosts(Some(&old), None);
         if let Some(selector) = old.selector() {
@@ -422,6 +422,8 @@ impl Registry {
             Kind::WorkloadGroup
             | Kind::AuthorizationPolicy
             | Kind::PeerAuthentication
+            | Kind::ServiceExport
+            | Kind::Namespace
             | Kind::JoinToken
             | Kind::Device => None,
         };
@@ -571,7 +573,7 @@ impl Registry {
 }
 
 /// Keys of a namespace, or of all.
-fn within<'a, T>(
+pub(crate) fn within<'a, T>(
     objects: &'a BTreeMap<ObjectKey, T>,
     kind: Kind,
     namespace: &'a str,

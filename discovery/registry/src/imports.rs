@@ -19,7 +19,6 @@ use crate::{
     vips::Claim,
     workloads::locality,
 };
-use ipnet::IpNet;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -214,7 +213,7 @@ impl Registry {
             networks.map(move |network| Arc::from(foreign_network(cluster, network)))
         });
         let networks = networks.collect();
-        self.places.set(key, networks);
+        self.set_places(key, networks);
         self.vip_dirty.insert(key.clone());
         self.mark(key.clone());
         // A service of the same name here names the identities of these endpoints too.
@@ -314,7 +313,7 @@ impl Registry {
             name: name.to_owned(),
             namespace: object.namespace.to_string(),
             hostname: host.to_owned(),
-            addresses: vips.into_iter().map(|ip| self.address(IpNet::from(ip))).collect(),
+            addresses: self.everywhere(&vips),
             ports: ports.into_values().collect(),
             subject_alt_names: self
                 .imported_identities(&object.namespace, host)
@@ -479,13 +478,22 @@ fn carried(ports: &[ServicePort]) -> impl Iterator<Item = Port> {
     })
 }
 
-/// The certificates of a PEM text, each with its frame.
+/// The certificates of a PEM text, each with its frame; retired ones too, whose frame says so.
 fn certificates(pem: &str) -> impl Iterator<Item = &str> {
-    const END: &str = "-----END CERTIFICATE-----";
+    const KINDS: [(&str, &str); 2] = [
+        ("-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"),
+        (
+            "-----BEGIN RETIRED CERTIFICATE-----",
+            "-----END RETIRED CERTIFICATE-----",
+        ),
+    ];
     let mut rest = pem;
     std::iter::from_fn(move || {
-        let start = rest.find("-----BEGIN CERTIFICATE-----")?;
-        let end = start + rest[start..].find(END)? + END.len();
+        let starts = KINDS
+            .iter()
+            .filter_map(|(begin, end)| Some((rest.find(begin)?, end)));
+        let (start, close) = starts.min_by_key(|(start, _)| *start)?;
+        let end = start + rest[start..].find(close)? + close.len();
         let found = &rest[start..end];
         rest = &rest[end..];
         Some(found)

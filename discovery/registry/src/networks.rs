@@ -3,6 +3,7 @@
 use crate::{
     Registry,
     content::{self, ObjectKey, Output, ip_bytes},
+    imports::imported_host,
     registry::Producer,
     state::EntryState,
     workloads::locality,
@@ -61,16 +62,25 @@ pub(crate) struct NetworkState {
 pub(crate) struct Places {
     of: BTreeMap<ObjectKey, BTreeSet<Arc<str>>>,
     members: BTreeMap<Arc<str>, BTreeSet<ObjectKey>>,
+    /// Home networks of this registry's own objects, and how many objects each has.
+    own: BTreeMap<Arc<str>, usize>,
 }
 
 impl Places {
-    /// Replaces the networks of an object.
-    pub(crate) fn set(&mut self, key: &ObjectKey, networks: BTreeSet<Arc<str>>) {
-        for network in self.of.remove(key).into_iter().flatten() {
-            if let Some(members) = self.members.get_mut(&network) {
+    /// Replaces the networks of an object. True if this registry's own networks are others by it.
+    fn set(&mut self, key: &ObjectKey, networks: BTreeSet<Arc<str>>) -> bool {
+        let old = self.of.remove(key).unwrap_or_default();
+        if old == networks {
+            if !old.is_empty() {
+                self.of.insert(key.clone(), old);
+            }
+            return false;
+        }
+        for network in &old {
+            if let Some(members) = self.members.get_mut(network) {
                 members.remove(key);
                 if members.is_empty() {
-                    self.members.remove(&network);
+                    self.members.remove(network);
                 }
             }
         }
@@ -80,9 +90,36 @@ impl Places {
                 .or_default()
                 .insert(key.clone());
         }
+        let changed = imported_host(key).is_none() && self.count(&old, &networks);
         if !networks.is_empty() {
             self.of.insert(key.clone(), networks);
         }
+        changed
+    }
+
+    fn count(&mut self, old: &BTreeSet<Arc<str>>, new: &BTreeSet<Arc<str>>) -> bool {
+        let before = self.own.len();
+        let mut first = false;
+        for network in new {
+            let count = self.own.entry(networks::home_of(network).into()).or_default();
+            first |= *count == 0;
+            *count += 1;
+        }
+        for network in old {
+            let home = networks::home_of(network);
+            if let Some(count) = self.own.get_mut(home) {
+                *count -= 1;
+                if *count == 0 {
+                    self.own.remove(home);
+                }
+            }
+        }
+        first || self.own.len() != before
+    }
+
+    /// True if this registry has members in another network than `local`.
+    pub(crate) fn spans(&self, local: &str) -> bool {
+        self.own.keys().any(|network| **network != *local)
     }
 
     pub(crate) fn of(&self, key: &ObjectKey) -> impl Iterator<Item = &Arc<str>> {
@@ -131,6 +168,32 @@ impl Registry {
         group.is_some_and(|group| GroupOptions::of(&group.metadata).outbound_only) && !self.is_gateway(entry)
     }
 
+    /// Networks of this registry's own, where its services have their virtual addresses: discovery's first.
+    pub(crate) fn own_networks(&self) -> impl Iterator<Item = &str> {
+        let local = self.settings.network.as_str();
+        let others = self.places.own.keys().map(|network| &**network);
+        std::iter::once(local).chain(others.filter(move |network| *network != local))
+    }
+
+    /// Files an object under the networks of its endpoints. Each service has its addresses in every network of this
+    /// registry's own, so the first member of one concerns them all, as does the last.
+    pub(crate) fn set_places(&mut self, key: &ObjectKey, networks: BTreeSet<Arc<str>>) {
+        if !self.places.set(key, networks) {
+            return;
+        }
+        let services = self.services.keys().chain(self.imported.keys());
+        let instances = self.entries.values().filter(|entry| !entry.instances.is_empty());
+        let concerned = services.chain(instances.map(|entry| &entry.key));
+        self.dirty.extend(concerned.cloned().map(Producer::Object));
+    }
+
+    /// True if services name the identity of an entry: a caller in another network than the entry's cannot know whom
+    /// of a service's endpoints it will meet.
+    pub(crate) fn is_named(&self, key: &ObjectKey) -> bool {
+        let local = &self.settings.network;
+        self.places.is_remote(key, local) || self.places.spans(local)
+    }
+
     /// The network that an endpoint is written for.
     pub(crate) fn home_network<'a>(&'a self, spec: &'a WorkloadEntrySpec) -> &'a str {
         if spec.network.is_empty() {
@@ -147,8 +210,7 @@ impl Registry {
 
     /// Files an entry under its network, and the network's gateways anew if it is one.
     pub(crate) fn place_entry(&mut self, key: &ObjectKey) {
-        let local: Arc<str> = self.settings.network.as_str().into();
-        let was_remote = self.places.is_remote(key, &local);
+        let was_named = self.is_named(key);
         let mut touched: BTreeSet<Arc<str>> = self.places.of(key).cloned().collect();
         let was_gateway = self.gateway_entries.remove(key);
         let mut placed = BTreeSet::new();
@@ -166,9 +228,8 @@ impl Registry {
                 self.gateway_entries.insert(key.clone());
             }
         }
-        self.places.set(key, placed);
-        // Identities of endpoints elsewhere stand in their services.
-        if (was_remote || self.places.is_remote(key, &local))
+        self.set_places(key, placed);
+        if (was_named || self.is_named(key))
             && let Some(labels) = labels
         {
             self.mark_selecting(&key.namespace, &labels, true);

@@ -38,7 +38,7 @@ impl Registry {
             let held = self.vips_of(object, service.created, host);
             let own = &service.spec().addresses;
             let addresses = if own.is_empty() {
-                held.iter().map(|ip| self.address(IpNet::from(*ip))).collect()
+                self.everywhere(&held)
             } else {
                 own.iter()
                     .filter_map(|text| parse(text))
@@ -67,8 +67,7 @@ impl Registry {
         name: &Arc<str>,
     ) -> Output {
         let vips = self.vips_of(object, created, name);
-        let addresses = vips.iter().map(|ip| self.address(IpNet::from(*ip))).collect();
-        content::service(self.service(service, object, name, addresses))
+        content::service(self.service(service, object, name, self.everywhere(&vips)))
     }
 
     fn service(
@@ -124,7 +123,20 @@ impl Registry {
         }
     }
 
-    pub(crate) fn address(&self, net: IpNet) -> NetworkAddress {
+    /// Virtual addresses given by this registry: the same in each of its networks, where ztunnel looks for them.
+    pub(crate) fn everywhere(&self, vips: &[IpAddr]) -> Vec<NetworkAddress> {
+        let at = |network: &str, ip: &IpAddr| NetworkAddress {
+            network: network.to_owned(),
+            address: ip_bytes(*ip),
+            length: None,
+        };
+        self.own_networks()
+            .flat_map(|network| vips.iter().map(move |ip| at(network, ip)))
+            .collect()
+    }
+
+    /// An address that was written: it means something in this registry's own network alone.
+    fn address(&self, net: IpNet) -> NetworkAddress {
         let host = net.prefix_len() == net.max_prefix_len();
         NetworkAddress {
             network: self.settings.network.clone(),

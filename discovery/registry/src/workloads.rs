@@ -165,9 +165,9 @@ impl Registry {
         written.chain(implied).collect()
     }
 
-    /// Identities of a service's endpoints in other networks than this registry's own: there a gateway chooses the
-    /// endpoint, and the caller cannot know whom it will meet. `owner` is the service, or the endpoint whose own name
-    /// this is.
+    /// Identities of a service's endpoints that callers in another network meet: a gateway chooses the endpoint, and
+    /// the caller cannot know whom it will be. Those in other networks than discovery's own, or all where members of
+    /// this registry are in several. `owner` is the service, or the endpoint whose own name this is.
     ///
     /// Source: Istio, which fills subject_alt_names so where a service spans networks.
     pub(crate) fn remote_identities(
@@ -181,6 +181,7 @@ impl Registry {
         if !self.places.any_remote(local) {
             return found;
         }
+        let spans = self.places.spans(local);
         let entries = match self.entries.get(owner) {
             Some(entry) => vec![entry],
             None => self.selected_entries(service),
@@ -189,11 +190,11 @@ impl Registry {
         let none = BTreeMap::new();
         let entries = entries.into_iter().filter(|entry| {
             let annotations = &entry.object.metadata.annotations;
-            self.places.is_remote(&entry.key, local) && is_tunnelled(&entry.labels, annotations)
+            self.is_named(&entry.key) && is_tunnelled(&entry.labels, annotations)
         });
         let written = service.spec().endpoints.iter();
-        let written = written
-            .filter(|endpoint| self.home_network(endpoint) != local && is_tunnelled(&endpoint.labels, &none));
+        let named = |endpoint: &WorkloadEntrySpec| spans || self.home_network(endpoint) != local;
+        let written = written.filter(|endpoint| named(endpoint) && is_tunnelled(&endpoint.labels, &none));
         let specs = entries.map(|entry| &entry.object.spec).chain(written);
         found.extend(specs.filter_map(|spec| self.identity(&service.key.namespace, spec)));
         found

@@ -211,15 +211,62 @@ fn members_of_other_networks() {
     let id = |name: &str| format!("spiffe://mesh.example/ns/shop/sa/{name}");
     assert_eq!(
         service(&world, SERVICE).subject_alt_names,
-        [id("away"), id("lan")]
+        [id("away"), id("here"), id("lan")],
+        "callers in lan meet those of here"
     );
 
     registry.remove(tombolo_config::Kind::WorkloadGroup, "shop", "away");
     let world = registry.publish();
     assert_eq!(entry(&world, "shop", "away-1").network, "");
-    assert_eq!(service(&world, SERVICE).subject_alt_names, [id("lan")]);
+    let sans = |world: &World| service(world, SERVICE).subject_alt_names;
+    assert_eq!(sans(&world), [id("away"), id("here"), id("lan")]);
     registry.remove(tombolo_config::Kind::WorkloadEntry, "shop", "lan-1");
-    assert!(service(&registry.publish(), SERVICE).subject_alt_names.is_empty());
+    assert!(sans(&registry.publish()).is_empty(), "nobody is elsewhere");
+}
+
+#[test]
+fn a_service_has_its_address_in_every_own_network() {
+    let of = |world: &World, name: &str| {
+        let at = service(world, name).addresses;
+        let v4 = at.iter().filter(|at| at.address.len() == 4);
+        v4.map(|at| format!("{}/{}", at.network, at.address.last().unwrap()))
+            .collect::<Vec<_>>()
+    };
+    let mut objects = resources(CATALOG);
+    let mut registry = Registry::new(settings());
+    registry.set_imports("west", Some(west()));
+    for object in &objects {
+        registry.upsert(object.clone());
+    }
+    give_addresses(&mut registry, &mut objects);
+    give_imported(&mut registry);
+    let world = registry.publish();
+    let orders = "shop/orders.shop.svc.mesh.internal";
+    assert_eq!(
+        of(&world, SERVICE),
+        ["/1", "lan/1"],
+        "those of west are not ours to give"
+    );
+    assert_eq!(of(&world, orders), ["/2", "lan/2"]);
+    let catalog = world.resource(type_url::ADDRESS, SERVICE).unwrap();
+    assert!(catalog.aliases.contains(&"lan/240.240.0.1".to_owned()));
+    // A network comes and goes with its members.
+    let lan = |name: &str, network: &str| {
+        let text = format!(
+            "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: {name}, namespace: shop}}\n\
+             spec: {{address: 10.0.0.2, network: {network}}}\n"
+        );
+        resources(&text).remove(0)
+    };
+    registry.upsert(lan("one", "dc"));
+    registry.upsert(lan("two", "dc"));
+    let world = registry.publish();
+    assert_eq!(of(&world, SERVICE), ["/1", "dc/1", "lan/1"]);
+    assert_eq!(of(&world, orders), ["/2", "dc/2", "lan/2"]);
+    registry.upsert(lan("one", "lan"));
+    assert_eq!(of(&registry.publish(), SERVICE), ["/1", "dc/1", "lan/1"]);
+    registry.remove(tombolo_config::Kind::WorkloadEntry, "shop", "two");
+    assert_eq!(of(&registry.publish(), SERVICE), ["/1", "lan/1"]);
 }
 
 fn summary(network: &str, locality: &str, healthy: u32, capacity: u32) -> EndpointSummary {
@@ -489,12 +536,14 @@ fn a_service_here_and_there() {
     );
     let world = registry.publish();
     let catalog = service(&world, SERVICE);
-    assert_eq!(addresses(&catalog), ["240.240.0.1", "2001:2::1"]);
+    let (v4, v6) = ("240.240.0.1", "2001:2::1");
+    assert_eq!(addresses(&catalog), [v4, v6, v4, v6], "in both networks");
     let id = |td: &str, name: &str| format!("spiffe://{td}/ns/shop/sa/{name}");
     assert_eq!(
         catalog.subject_alt_names,
         [
             id("mesh.example", "away"),
+            id("mesh.example", "here"),
             id("mesh.example", "lan"),
             id("west.example", "catalog")
         ],
@@ -505,11 +554,12 @@ fn a_service_here_and_there() {
 
     registry.set_imports("west", None);
     let world = registry.publish();
-    assert_eq!(service(&world, SERVICE).subject_alt_names.len(), 2);
+    assert_eq!(service(&world, SERVICE).subject_alt_names.len(), 3);
     registry.remove(tombolo_config::Kind::ServiceEntry, "shop", "catalog");
     give_imported(&mut registry);
     let catalog = service(&registry.publish(), SERVICE);
-    assert!(catalog.subject_alt_names.is_empty() && addresses(&catalog).len() == 2);
+    assert!(catalog.subject_alt_names.is_empty());
+    assert_eq!(addresses(&catalog).len(), 4, "another one, in both networks");
 }
 
 #[test]
