@@ -1,6 +1,6 @@
 //! Discovery's own server certificate: from its own CA, renewed while it serves.
 
-use crate::config::Config;
+use crate::{config::Config, trust::Trust};
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -59,7 +59,7 @@ impl ServerNames {
 }
 
 /// Renews at half life, for ever. New handshakes see the new certificate at once.
-pub async fn keep(names: ServerNames, authority: Arc<Authority>, live: Arc<LiveIdentity>) {
+pub async fn keep(names: ServerNames, trust: Trust, live: Arc<LiveIdentity>) {
     let mut jitter = rand::random();
     loop {
         let renew_at = live
@@ -77,7 +77,7 @@ pub async fn keep(names: ServerNames, authority: Arc<Authority>, live: Arc<LiveI
         if now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() < renew_at {
             continue;
         }
-        match names.issue(&authority, now) {
+        match names.issue(&trust.authority(), now) {
             Ok(identity) => {
                 tracing::info!("discovery's own certificate renewed");
                 live.set_identity(Arc::new(identity));

@@ -31,6 +31,7 @@ impl Refusal {
             }
             Code::Conflict => tonic::Code::Aborted,
             Code::MemberLimit => tonic::Code::ResourceExhausted,
+            Code::TrustStep | Code::TrustBehind => tonic::Code::FailedPrecondition,
             Code::NotFound => tonic::Code::NotFound,
             Code::AlreadyExists | Code::AlreadyEnrolled => tonic::Code::AlreadyExists,
             _ => tonic::Code::PermissionDenied,

@@ -1,3 +1,7 @@
+//! The roots that are believed, and the rotation of the own one.
+
+mod rotate;
+
 use crate::{
     failure::Failure,
     output::{self, Format, Output, Table},
@@ -7,12 +11,14 @@ use crate::{
 use serde_json::json;
 use std::process::ExitCode;
 use tombolo_control_client::host;
-use tombolo_proto::tombolo::admin::v1::{ListTrustRequest, TrustedRoot};
+use tombolo_proto::tombolo::admin::v1::{ListTrustRequest, NamedReason, RotationStatus, TrustedRoot};
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Verb {
-    /// The roots that are believed, by trust domain, and which cluster says so.
+    /// The roots that are believed, by trust domain, and how far a rotation is.
     Show(Show),
+    /// Replace the root of this mesh, step by step: start, switch, finish. Nobody is interrupted.
+    Rotate(Rotate),
 }
 
 /// The roots that are believed.
@@ -22,10 +28,24 @@ pub(crate) struct Show {
     output: Output,
 }
 
+/// Replace the root of this mesh.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Rotate {
+    #[command(subcommand)]
+    step: rotate::Step,
+}
+
 pub(crate) async fn run(verb: Verb, sockets: &Sockets) -> Result<ExitCode, Failure> {
-    let Verb::Show(args) = verb;
     let mut admin = sockets.admin().await?;
-    let roots = admin.list_trust(ListTrustRequest {}).await?.into_inner().roots;
+    let args = match verb {
+        Verb::Show(args) => args,
+        Verb::Rotate(args) => {
+            rotate::rotate(&args.step, &mut admin).await?;
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
+    let found = admin.list_trust(ListTrustRequest {}).await?.into_inner();
+    let (roots, rotation) = (found.roots, found.rotation.unwrap_or_default());
     match args.output.format() {
         format @ (Format::Json | Format::Yaml) => {
             let roots: Vec<_> = roots
@@ -34,18 +54,42 @@ pub(crate) async fn run(verb: Verb, sockets: &Sockets) -> Result<ExitCode, Failu
                     json!({
                         "trustDomain": root.trust_domain, "cluster": root.cluster, "pin": pin(root),
                         "subject": root.subject, "notBefore": text::time(root.not_before_unix_ms),
-                        "notAfter": text::time(root.not_after_unix_ms), "pem": root.pem,
+                        "notAfter": text::time(root.not_after_unix_ms), "pem": root.pem, "state": root.state,
                     })
                 })
                 .collect();
-            output::value(format, &json!({ "roots": roots }))?;
+            output::value(format, &json!({ "roots": roots, "rotation": value(&rotation) }))?;
         }
         Format::Name => roots.iter().for_each(|root| output::line(pin(root))),
         format @ (Format::Table | Format::Wide) => {
             output::print(&table(&roots, format == Format::Wide, host::now_unix_ms()).render());
+            if !matches!(rotation.step.as_str(), "" | "steady") {
+                output::line(format!(
+                    "Rotation: {} since {} by {}; next: {}",
+                    rotation.step,
+                    text::time(rotation.since_unix_ms),
+                    rotation.by,
+                    rotation.next.join(" or ")
+                ));
+                output::print(&rotate::told(&rotation, false));
+            }
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn value(rotation: &RotationStatus) -> serde_json::Value {
+    let named = |list: &[NamedReason]| -> Vec<_> {
+        list.iter()
+            .map(|NamedReason { who, why }| json!({ "who": who, "why": why }))
+            .collect()
+    };
+    json!({
+        "step": rotation.step, "since": text::time(rotation.since_unix_ms), "by": rotation.by, "next": rotation.next,
+        "holding": rotation.holding, "behind": named(&rotation.behind), "away": named(&rotation.away),
+        "byCertificate": named(&rotation.by_certificate), "blockers": named(&rotation.blockers),
+        "notes": rotation.notes,
+    })
 }
 
 fn pin(root: &TrustedRoot) -> String {
@@ -53,8 +97,16 @@ fn pin(root: &TrustedRoot) -> String {
     format!("sha256:{hex}")
 }
 
+/// What a root is for.
+fn state_of(root: &TrustedRoot) -> &str {
+    match root.state.as_str() {
+        "" => "believed",
+        state => state,
+    }
+}
+
 fn table(roots: &[TrustedRoot], wide: bool, now_unix_ms: i64) -> Table {
-    let mut header = vec!["TRUST DOMAIN", "CLUSTER", "EXPIRES", "PIN OF ROOT"];
+    let mut header = vec!["TRUST DOMAIN", "CLUSTER", "STATE", "EXPIRES", "PIN OF ROOT"];
     if wide {
         header.push("SUBJECT");
     }
@@ -63,6 +115,7 @@ fn table(roots: &[TrustedRoot], wide: bool, now_unix_ms: i64) -> Table {
         let mut cells = vec![
             root.trust_domain.clone(),
             root.cluster.clone(),
+            state_of(root).to_owned(),
             text::relative(root.not_after_unix_ms, now_unix_ms),
             pin(root),
         ];
@@ -89,6 +142,9 @@ mod tests {
         };
         let text = table(&[root], false, 0).render();
         assert!(text.contains(&format!("sha256:{}", "ab".repeat(32))), "{text}");
-        assert!(text.contains("east.example"), "{text}");
+        assert!(
+            text.contains("east.example") && text.contains("believed"),
+            "{text}"
+        );
     }
 }

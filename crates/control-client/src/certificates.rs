@@ -10,8 +10,12 @@ use tokio::{
     sync::watch,
     time::{Instant, timeout},
 };
-use tombolo_identity::{LiveIdentity, WorkloadIdentity, control_client_config, proof};
+use tombolo_identity::{
+    Current, LiveIdentity, WorkloadIdentity, control_client_config, is_of_first_root, proof,
+};
 use tombolo_proto::tombolo::v1::{self, enrollment_client::EnrollmentClient};
+use tombolo_runtime::Reader;
+use tombolo_snapshot::Snapshot;
 use tombolo_types::{Code, SpiffeId};
 
 /// How long at most until the wall clock is looked at again: it may jump (suspend, a first NTP step), and timers do
@@ -21,6 +25,15 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const CALM: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(150));
 /// Retries without a good certificate: the host is out of the mesh until it has one.
 const URGENT: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+/// After a change of the CA that signs, members renew spread over so long for each workload of the mesh: 50 renewals a
+/// second, a twentieth of what one core of discovery does.
+const EARLY_PER_WORKLOAD: Duration = Duration::from_millis(20);
+/// And over this at most.
+const EARLY_MAX: Duration = Duration::from_secs(3600);
+/// What rustls says of a connection that the other side ended with an alert: it did not take the certificate.
+const ALERT: &str = "received fatal alert";
+/// A certificate in its time that discovery does not take is replaced at most so often.
+const SHUNNED_EVERY: Duration = Duration::from_secs(60);
 /// Retries after discovery said no: an operator has to act first.
 const REFUSED: Duration = Duration::from_secs(15);
 
@@ -107,6 +120,8 @@ pub async fn renew(state: &State, live: &Arc<LiveIdentity>, present: bool) -> Re
 pub(crate) struct Certificates {
     pub(crate) state: Arc<State>,
     pub(crate) live: Arc<LiveIdentity>,
+    /// How large the mesh is.
+    pub(crate) world: Reader<Snapshot>,
     pub(crate) registration: watch::Sender<Arc<Registration>>,
     pub(crate) status: watch::Sender<ControlStatus>,
 }
@@ -133,10 +148,12 @@ impl Certificates {
         let mut unanswered = matches!(self.state.pending(), Ok(Some(_)));
         let mut jitter: f64 = rand::random();
         let (mut calm, mut urgent) = (CALM, URGENT);
+        let (mut early, mut shunned_at) = (Early::default(), None::<Instant>);
         loop {
             let (now, current) = (host::now_unix(), self.live.current());
             let certificate = current.identity.as_ref();
             let due = certificate.map_or(0, |certificate| certificate.renew_at(jitter));
+            let due = due.min(early.due(&current, now, jitter, self.world.peek().workload_count()));
             let good = is_good(certificate.map(|c| &**c), now);
             self.status.send_if_modified(|status| {
                 let not_after = certificate.map_or(0, |certificate| certificate.not_after());
@@ -144,20 +161,27 @@ impl Certificates {
                 (status.certificate_not_after, status.renewal_due) = (not_after, due);
                 changed
             });
-            if good && now < due && !unanswered {
+            let shunned =
+                good && self.is_shunned() && shunned_at.is_none_or(|at| at.elapsed() >= SHUNNED_EVERY);
+            if shunned {
+                tracing::warn!("discovery does not take this certificate; the device key gets another one");
+                shunned_at = Some(Instant::now());
+            }
+            if good && now < due && !unanswered && !shunned {
                 (calm, urgent) = (CALM, URGENT);
                 tokio::time::sleep(LOOK_AGAIN.min(Duration::from_secs(due - now))).await;
                 continue;
             }
             // A server that does not take the certificate (a clock, another root) still takes the device key.
             let backoff = if good { &mut calm } else { &mut urgent };
-            let present = good && backoff.attempts().is_multiple_of(2);
+            let present = good && !shunned && backoff.attempts().is_multiple_of(2);
             match renew(&self.state, &self.live, present).await {
                 Ok(registration) => {
                     tracing::info!(generation = registration.generation, "certificate renewed");
                     self.registration.send_replace(Arc::new(registration));
                     self.status.send_modify(|status| status.renewal_problem = None);
                     (unanswered, jitter) = (false, rand::random());
+                    early.done();
                     // Of no use on this clock: asking at once again would not change that.
                     let usable = self.live.current().identity.as_ref().is_some_and(|new| {
                         (new.not_before()..new.renew_at(jitter)).contains(&host::now_unix())
@@ -205,8 +229,50 @@ impl Certificates {
         }
     }
 
+    /// The certificate is in its time, and discovery ends every connection that shows it: its root has gone while this
+    /// host was away.
+    fn is_shunned(&self) -> bool {
+        let status = self.status.borrow();
+        let problem = status.stream_problem.as_ref();
+        !status.connected && problem.is_some_and(|problem| problem.cause.contains(ALERT))
+    }
+
     fn is_good(&self) -> bool {
         is_good(self.live.current().identity.as_deref(), host::now_unix())
+    }
+}
+
+/// A renewal before its time: another CA signs now, and the root of this certificate goes soon.
+#[derive(Debug, Default)]
+struct Early {
+    /// Generation of the roots under which it was decided, and when it is due.
+    planned: Option<(u64, u64)>,
+}
+
+impl Early {
+    /// When, Unix seconds; far away where there is no reason. Once for each change of roots: a CA that goes on signing
+    /// with another root than it publishes first is not asked again and again.
+    fn due(&mut self, current: &Current, now_unix: u64, jitter: f64, workloads: usize) -> u64 {
+        let generation = current.bundle_generation;
+        match self.planned {
+            Some((planned, due)) if planned == generation => due,
+            _ if is_of_first_root(current) => {
+                self.planned = Some((generation, u64::MAX));
+                u64::MAX
+            }
+            _ => {
+                let spread = EARLY_PER_WORKLOAD.saturating_mul(u32::try_from(workloads).unwrap_or(u32::MAX));
+                let due = now_unix + (spread.min(EARLY_MAX).as_secs_f64() * jitter) as u64;
+                self.planned = Some((generation, due));
+                due
+            }
+        }
+    }
+
+    fn done(&mut self) {
+        if let Some((_, due)) = &mut self.planned {
+            *due = u64::MAX;
+        }
     }
 }
 

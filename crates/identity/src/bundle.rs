@@ -6,11 +6,18 @@ use tombolo_types::TrustDomain;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 /// The roots that may vouch for identities of one trust domain. Several are live at once while a root is exchanged.
+///
+/// The first root is the one whose CA signs now. A retired root lets nobody in any more; connections that it let in run
+/// on. In a text it is a block `RETIRED CERTIFICATE`, which every reader of certificates passes over: whoever does not
+/// know retired roots does not believe them.
 #[derive(Clone, PartialEq, Eq)]
 pub struct TrustBundle {
     trust_domain: TrustDomain,
     roots: Vec<CertificateDer<'static>>,
     anchors: Vec<TrustAnchor<'static>>,
+    retired: Vec<CertificateDer<'static>>,
+    /// Anchors, then the retired ones.
+    once: Vec<TrustAnchor<'static>>,
 }
 
 impl fmt::Debug for TrustBundle {
@@ -24,12 +31,14 @@ impl fmt::Debug for TrustBundle {
         f.debug_struct("TrustBundle")
             .field("trust_domain", &self.trust_domain)
             .field("roots", &pins)
+            .field("retired", &self.retired.len())
             .finish()
     }
 }
 
 impl TrustBundle {
-    /// Reads one or more concatenated certificates; repeated ones count once.
+    /// Reads one or more concatenated certificates, and retired ones if there are any; repeated ones count once. What is
+    /// a root is not retired.
     ///
     /// # Errors
     /// When there is no certificate, or one that cannot be a trust anchor.
@@ -38,6 +47,8 @@ impl TrustBundle {
             trust_domain,
             roots: Vec::new(),
             anchors: Vec::new(),
+            retired: Vec::new(),
+            once: Vec::new(),
         };
         for root in pem::certificates_from_pem(pem)? {
             if bundle.roots.contains(&root) {
@@ -46,7 +57,25 @@ impl TrustBundle {
             bundle.anchors.push(anchor(&root)?);
             bundle.roots.push(root);
         }
+        bundle.once.clone_from(&bundle.anchors);
+        for root in pem::retired_from_pem(pem)? {
+            if bundle.roots.contains(&root) || bundle.retired.contains(&root) {
+                continue;
+            }
+            bundle.once.push(anchor(&root)?);
+            bundle.retired.push(root);
+        }
         Ok(bundle)
+    }
+
+    /// Adds retired roots, the certificates of a text. What is a root stays one.
+    ///
+    /// # Errors
+    /// As [`Self::from_pem`].
+    pub fn with_retired(self, pem: &str) -> Result<Self, IdentityError> {
+        let roots = pem::certificates_from_pem(pem)?;
+        let text = format!("{}{}", self.to_pem(), pem::retired_to_pem(&roots));
+        Self::from_pem(self.trust_domain, &text)
     }
 
     /// Whose identities these roots vouch for.
@@ -59,13 +88,25 @@ impl TrustBundle {
         &self.roots
     }
 
-    /// All roots, concatenated.
+    /// Roots that let nobody in any more, while connections that they let in run on.
+    pub fn retired(&self) -> &[CertificateDer<'static>] {
+        &self.retired
+    }
+
+    /// All roots, concatenated; then the retired ones as blocks of their own kind.
     pub fn to_pem(&self) -> String {
-        pem::certificates_to_pem(&self.roots)
+        let mut text = pem::certificates_to_pem(&self.roots);
+        text.push_str(&pem::retired_to_pem(&self.retired));
+        text
     }
 
     pub(crate) fn anchors(&self) -> &[TrustAnchor<'static>] {
         &self.anchors
+    }
+
+    /// What may have let a live connection in.
+    pub(crate) fn once(&self) -> &[TrustAnchor<'static>] {
+        &self.once
     }
 }
 

@@ -41,7 +41,7 @@ pub use csr::{KeyAndCsr, generate_csr};
 pub use device::{DeviceKey, JoinKey, verify_device_signature, verify_join_signature};
 pub use error::IdentityError;
 pub use live::{Current, LiveIdentity};
-pub use peer::{Peer, peer_of, still_trusted};
+pub use peer::{Peer, is_of_first_root, peer_of, still_trusted};
 pub use pem::{certificates_from_pem, certificates_to_pem};
 pub use pinned::PinnedRoots;
 pub use proof::{client_exporter, server_exporter};

@@ -52,7 +52,7 @@ pub fn peer_of(chain: &[CertificateDer<'_>]) -> Result<Peer, IdentityError> {
     })
 }
 
-/// Whether the roots of now still vouch for a peer that an older set of roots let in.
+/// Whether the roots of now still vouch for a peer that an older set of roots let in. Retired roots do.
 ///
 /// A certificate that has expired while its connection lived does not count against it, as it does not on any live
 /// connection: only the roots are in question. An unreadable chain is not trusted.
@@ -79,5 +79,22 @@ pub fn still_trusted(current: &Current, chain: &[CertificateDer<'_>], now_unix: 
         return false;
     };
     let when = UnixTime::since_unix_epoch(Duration::from_secs(now_unix.min(first_end)));
-    verify::chain(bundle.anchors(), leaf, intermediates, when, Usage::Any).is_ok()
+    verify::chain(bundle.once(), leaf, intermediates, when, Usage::Any).is_ok()
+}
+
+/// Whether the CA that signs now, the first root of the own bundle, signed the certificate in use. While a root is
+/// exchanged one that did not is renewed early: its root goes soon. True where there is no certificate.
+pub fn is_of_first_root(current: &Current) -> bool {
+    let Some(identity) = &current.identity else {
+        return true;
+    };
+    let first = current
+        .bundle(&identity.id().trust_domain)
+        .and_then(|bundle| bundle.anchors().first());
+    let (Some(first), Some((leaf, others))) = (first, identity.chain().split_first()) else {
+        return true;
+    };
+    let middle = identity.not_before() + (identity.not_after() - identity.not_before()) / 2;
+    let when = UnixTime::since_unix_epoch(Duration::from_secs(middle));
+    verify::chain(std::slice::from_ref(first), leaf, others, when, Usage::Any).is_ok()
 }

@@ -3,6 +3,9 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use zeroize::Zeroizing;
 
+/// Label of a root that lets nobody in any more. Whoever reads certificates passes it over.
+const RETIRED: &str = "RETIRED CERTIFICATE";
+
 /// Reads every certificate of a text; other blocks are passed over.
 ///
 /// # Errors
@@ -20,6 +23,35 @@ pub fn certificates_from_pem(text: &str) -> Result<Vec<CertificateDer<'static>>,
             cause: error.to_string(),
         }),
     }
+}
+
+/// Reads the retired roots of a text; mostly there are none.
+pub(crate) fn retired_from_pem(text: &str) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+    let (begin, end) = (
+        format!("-----BEGIN {RETIRED}-----"),
+        format!("-----END {RETIRED}-----"),
+    );
+    let damaged = |cause: &str| IdentityError::Pem {
+        what: "a retired certificate",
+        cause: cause.into(),
+    };
+    let mut found = Vec::new();
+    let mut rest = text;
+    while let Some((_, after)) = rest.split_once(&begin) {
+        let (body, after) = after.split_once(&end).ok_or_else(|| damaged("it has no end"))?;
+        let body: String = body.split_whitespace().collect();
+        let der = STANDARD.decode(body).map_err(|_| damaged("it is not base64"))?;
+        found.push(der.into());
+        rest = after;
+    }
+    Ok(found)
+}
+
+/// Writes roots so that only [`retired_from_pem`] reads them.
+pub(crate) fn retired_to_pem(list: &[CertificateDer<'_>]) -> String {
+    list.iter()
+        .map(|certificate| encode(RETIRED, certificate).as_str().to_owned())
+        .collect()
 }
 
 /// Reads the first private key. The cause of an error never repeats the text.
@@ -65,6 +97,22 @@ mod tests {
             assert!(text.lines().all(|line| line.len() <= 64), "{}", *text);
             assert_eq!(certificates_from_pem(&text).unwrap()[0].as_ref(), der);
         }
+    }
+
+    #[test]
+    fn retired_blocks_are_not_certificates() {
+        let (root, retired) = (vec![1_u8; 90], CertificateDer::from(vec![2_u8; 90]));
+        let text = format!(
+            "{}{}",
+            retired_to_pem(std::slice::from_ref(&retired)),
+            *encode("CERTIFICATE", &root)
+        );
+        assert_eq!(
+            certificates_from_pem(&text).unwrap(),
+            [CertificateDer::from(root)]
+        );
+        assert_eq!(retired_from_pem(&text).unwrap(), [retired]);
+        assert!(retired_from_pem("-----BEGIN RETIRED CERTIFICATE-----\n!!!").is_err());
     }
 
     #[test]

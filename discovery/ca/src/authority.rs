@@ -1,6 +1,6 @@
 use crate::{
     CaError, csr,
-    files::{self, CA_CERT, CA_KEY, CERT_CHAIN, ROOT_CERT, TRUST_DOMAIN},
+    files::{self, CA_CERT, CA_KEY, CERT_CHAIN, EXTRA_ROOTS, ROOT_CERT, TRUST_DOMAIN},
     material::Material,
 };
 use aws_lc_rs::rand;
@@ -27,7 +27,7 @@ const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// A root begins earlier than what it signs, whatever the clocks of the hosts around it say.
 const ROOT_BACKDATE: Duration = HOUR;
 /// How far a certificate begins in the past, for peers whose clock is behind. Source: istio ClockSkewGracePeriod.
-const BACKDATE: Duration = Duration::from_secs(120);
+pub(crate) const BACKDATE: Duration = Duration::from_secs(120);
 
 /// How long certificates live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,12 +63,14 @@ pub struct Issued {
 
 /// The signing key of a trust domain with its certificates. `Debug` shows no key.
 pub struct Authority {
-    dir: PathBuf,
-    trust_domain: TrustDomain,
-    material: Material,
-    roots_pem: String,
-    root_pin: [u8; 32],
-    limits: TtlLimits,
+    pub(crate) dir: PathBuf,
+    pub(crate) trust_domain: TrustDomain,
+    pub(crate) material: Material,
+    pub(crate) roots_pem: String,
+    pub(crate) root_pin: [u8; 32],
+    pub(crate) limits: TtlLimits,
+    /// Its signing certificate as older authorities signed it, each with its end in Unix seconds.
+    pub(crate) crosses: Vec<(CertificateDer<'static>, u64)>,
 }
 
 impl fmt::Debug for Authority {
@@ -89,6 +91,15 @@ impl Authority {
     /// # Errors
     /// When there is something in `dir`, or it cannot be written.
     pub fn create(dir: &Path, td: &TrustDomain, now: SystemTime) -> Result<Self, CaError> {
+        Self::create_with(dir, td, now, None)
+    }
+
+    pub(crate) fn create_with(
+        dir: &Path,
+        td: &TrustDomain,
+        now: SystemTime,
+        extra_roots: Option<&str>,
+    ) -> Result<Self, CaError> {
         files::check_free(dir)?;
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(signing)?;
         let mut params = CertificateParams::default();
@@ -111,16 +122,14 @@ impl Authority {
         let certificate = params.self_signed(&key).map_err(signing)?;
         let certificate_pem = certificates_to_pem([certificate.der()]);
         let key_pem = Zeroizing::new(key.serialize_pem());
-        files::write_new(
-            dir,
-            &suffix()?,
-            &[
-                (CA_KEY, &key_pem),
-                (CA_CERT, &certificate_pem),
-                (ROOT_CERT, &certificate_pem),
-                (TRUST_DOMAIN, td.as_str()),
-            ],
-        )?;
+        let mut made: Vec<(&str, &str)> = vec![
+            (CA_KEY, &key_pem),
+            (CA_CERT, &certificate_pem),
+            (ROOT_CERT, &certificate_pem),
+            (TRUST_DOMAIN, td.as_str()),
+        ];
+        made.extend(extra_roots.map(|text| (EXTRA_ROOTS, text)));
+        files::write_new(dir, &suffix()?, &made)?;
         Self::open(dir, td)
     }
 
@@ -188,13 +197,14 @@ impl Authority {
             roots_pem,
             root_pin,
             limits: TtlLimits::default(),
+            crosses: Vec::new(),
         };
         authority.try_out()?;
         Ok(authority)
     }
 
     /// Issues a certificate to nobody and reads it as a client would: what peers would refuse is refused here.
-    fn try_out(&self) -> Result<(), CaError> {
+    pub(crate) fn try_out(&self) -> Result<(), CaError> {
         let id = SpiffeId::new(self.trust_domain.clone(), "default", "trial")
             .map_err(|_| CaError::Name(self.trust_domain.to_string()))?;
         let request = tombolo_identity::generate_csr(Some(&id))?;
@@ -320,7 +330,10 @@ impl Authority {
         let validity = self.validity(ttl, now)?;
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(signing)?;
         let (leaf, _) = self.sign(&key, id, names, None, validity)?;
-        let mut chain = certificates_to_pem(std::iter::once(&leaf).chain(&self.material.chain));
+        let mut chain = certificates_to_pem([&leaf]);
+        for certificate in self.above(validity.1) {
+            chain.push_str(&certificates_to_pem([certificate]));
+        }
         chain.push_str(&self.roots_pem);
         Ok(WorkloadIdentity::from_pem(
             &chain,
@@ -341,9 +354,7 @@ impl Authority {
         let (leaf, serial) = self.sign(&key, id, Vec::new(), device, (not_before, not_after))?;
         let mut cert_chain = vec![certificates_to_pem([&leaf])];
         cert_chain.extend(
-            self.material
-                .chain
-                .iter()
+            self.above(not_after)
                 .map(|certificate| certificates_to_pem([certificate])),
         );
         cert_chain.push(self.roots_pem.clone());
@@ -419,7 +430,7 @@ impl Authority {
     }
 }
 
-fn random<const N: usize>() -> Result<[u8; N], CaError> {
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], CaError> {
     let mut bytes = [0; N];
     rand::fill(&mut bytes).map_err(|_| CaError::Signing("the system gives no randomness".to_owned()))?;
     Ok(bytes)
@@ -431,16 +442,16 @@ fn suffix() -> Result<String, CaError> {
 }
 
 /// A clock before 1970 counts as 1970.
-fn unix_seconds(time: SystemTime) -> u64 {
+pub(crate) fn unix_seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-fn moment(unix_seconds: u64) -> Result<OffsetDateTime, CaError> {
+pub(crate) fn moment(unix_seconds: u64) -> Result<OffsetDateTime, CaError> {
     let seconds = i64::try_from(unix_seconds).unwrap_or(i64::MAX);
     OffsetDateTime::from_unix_timestamp(seconds)
         .map_err(|_| CaError::Signing("the clock of this host is beyond the year 9999".to_owned()))
 }
 
-fn signing(error: rcgen::Error) -> CaError {
+pub(crate) fn signing(error: rcgen::Error) -> CaError {
     CaError::Signing(error.to_string())
 }

@@ -36,6 +36,8 @@ mod csr;
 mod error;
 mod files;
 mod material;
+mod rotation;
 
 pub use authority::{Authority, Issued, TtlLimits};
 pub use error::CaError;
+pub use rotation::Publication;

@@ -13,6 +13,8 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 pub(crate) struct Material {
     pub(crate) issuer: Issuer<'static, KeyPair>,
+    /// What the issuer signs with.
+    pub(crate) certificate: CertificateDer<'static>,
     /// Unix seconds.
     pub(crate) not_after: u64,
     /// A moment at which every certificate here has begun, Unix seconds.
@@ -66,8 +68,10 @@ impl Material {
         let not_after = seconds(parsed.validity().not_after);
         let issuer =
             Issuer::from_ca_cert_der(&certificate, key).map_err(|error| fault(CA_CERT, error.to_string()))?;
+        let certificate = certificate.clone();
         Ok(Self {
             issuer,
+            certificate,
             not_after,
             begun,
             chain,
@@ -80,6 +84,24 @@ fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>,
     X509Certificate::from_der(certificate)
         .map(|(_, parsed)| parsed)
         .map_err(|error| error.to_string())
+}
+
+/// True if the key of `signer` signed the certificate.
+pub(crate) fn is_signed_by(certificate: &CertificateDer<'_>, signer: &CertificateDer<'_>) -> bool {
+    let (Ok(certificate), Ok(signer)) = (parse(certificate), parse(signer)) else {
+        return false;
+    };
+    // The name first: it costs nothing.
+    certificate.issuer().as_raw() == signer.subject().as_raw()
+        && certificate.verify_signature(Some(signer.public_key())).is_ok()
+}
+
+/// Organization and common name of a certificate that has one of each.
+pub(crate) fn names_of(certificate: &CertificateDer<'_>) -> Option<(String, String)> {
+    let parsed = parse(certificate).ok()?;
+    let organization = parsed.subject().iter_organization().next()?.as_str().ok()?;
+    let common = parsed.subject().iter_common_name().next()?.as_str().ok()?;
+    Some((organization.to_owned(), common.to_owned()))
 }
 
 fn check_signer(certificate: &X509Certificate<'_>) -> Result<(), &'static str> {

@@ -220,6 +220,9 @@ impl AdminService {
         if view.in_grace {
             conditions.push(made(Code::StartGrace, String::new()));
         }
+        if let Some(step) = self.context.mesh.trust.under_way() {
+            conditions.push(made(Code::TrustUnderWay, format!("it is {step}")));
+        }
         if let Some(cause) = self.context.mesh.audit.problem() {
             conditions.push(made(Code::AuditFailing, cause));
         }

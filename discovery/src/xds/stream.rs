@@ -64,9 +64,10 @@ pub(super) async fn run(
         },
         None => None,
     };
-    if let (Some(device), Some(remote)) = (client.device, link.remote) {
-        ads.addresses
-            .seen(device, remote.ip().to_canonical(), client.addresses.clone());
+    if let (Some(device), Some(_)) = (client.device, link.remote) {
+        let network = ads.fleet.view().members.get(&device).map(|member| member.device.spec.network.clone());
+        let source = link.source_of_node(&network.unwrap_or_default(), &client.addresses);
+        ads.addresses.seen(device, source, client.addresses.clone());
     }
     let row = ads.subscribers.add(SubscriberState {
         identity: client.id.to_string(),
@@ -167,6 +168,10 @@ impl Session {
         }
         let watch = self.watches.entry(url.to_owned()).or_default();
         let heard = watch.handle(request, first);
+        if heard == Heard::Ack && url == type_url::TRUST_BUNDLE {
+            let own = watch.version_of(self.client.id.trust_domain.as_str());
+            self.row.update(url, |state| state.own = own.map(|version| version.to_string()));
+        }
         if self.watches.values().map(Watch::remembered).sum::<usize>() > NAMES_MAX {
             return Err(Status::resource_exhausted("too many names on one stream"));
         }

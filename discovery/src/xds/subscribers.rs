@@ -17,6 +17,9 @@ pub struct TypeState {
     pub held: usize,
     /// A response waits for its acknowledgement.
     pub pending: bool,
+    /// Version of the resource named as the own trust domain that the client has acknowledged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub own: Option<String>,
     /// Responses sent.
     pub pushes: u64,
     /// The last refusal of resources by the client.

@@ -118,6 +118,12 @@ impl Watch {
         self.pending.is_some()
     }
 
+    /// The version of a resource that the client was sent last.
+    pub(super) fn version_of(&self, name: &str) -> Option<Arc<str>> {
+        let held = self.base.get(name).map(|compiled| Arc::clone(&compiled.version));
+        held.or_else(|| self.told.get(name).cloned())
+    }
+
     /// Resources that the client was sent.
     pub(super) fn len(&self) -> usize {
         self.base.len() + self.told.len()

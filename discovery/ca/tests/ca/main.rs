@@ -15,6 +15,7 @@ mod issue;
 mod openssl;
 #[path = "../../../../crates/identity/tests/identity/pair.rs"]
 mod pair;
+mod rotation;
 
 use std::{
     path::PathBuf,
