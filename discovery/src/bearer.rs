@@ -42,6 +42,25 @@ struct Claims {
     aud: Vec<String>,
     iat: u64,
     exp: u64,
+    /// See [`Asked::all_roots`].
+    #[serde(
+        rename = "tombolo.io/all-roots",
+        default,
+        skip_serializing_if = "std::ops::Not::not"
+    )]
+    all_roots: bool,
+}
+
+/// What a token is made for.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// Of the service account.
+    pub namespace: &'a str,
+    /// Whose identity its bearer has.
+    pub service_account: &'a str,
+    /// Its certificates come with the roots of every member cluster: for clients that cannot tell roots apart by
+    /// trust domain and are to call other ones all the same.
+    pub all_roots: bool,
 }
 
 /// Makes and checks tokens.
@@ -96,19 +115,19 @@ impl Bearer {
     ///
     /// # Errors
     /// When signing fails.
-    pub fn issue(
-        &self,
-        namespace: &str,
-        service_account: &str,
-        ttl: Duration,
-        now_unix: u64,
-    ) -> Result<String, BearerError> {
+    pub fn issue(&self, asked: &Asked<'_>, ttl: Duration, now_unix: u64) -> Result<String, BearerError> {
+        let Asked {
+            namespace,
+            service_account,
+            all_roots,
+        } = *asked;
         let claims = Claims {
             iss: self.issuer.clone(),
             sub: format!("system:serviceaccount:{namespace}:{service_account}"),
             aud: vec![AUDIENCE.into()],
             iat: now_unix,
             exp: now_unix + ttl.as_secs(),
+            all_roots,
         };
         Ok(jsonwebtoken::encode(
             &Header::new(Algorithm::ES256),
@@ -122,12 +141,7 @@ impl Bearer {
     /// # Errors
     /// When it is not one of ours, not for us, or past its time.
     pub fn verify(&self, token: &str) -> Result<SpiffeId, BearerError> {
-        let mut validation = Validation::new(Algorithm::ES256);
-        validation.set_audience(&[AUDIENCE]);
-        validation.set_issuer(&[&self.issuer]);
-        validation.set_required_spec_claims(&["exp", "iss", "sub", "aud"]);
-        validation.leeway = LEEWAY_SECONDS;
-        let claims = jsonwebtoken::decode::<Claims>(token, &self.verifying, &validation)?.claims;
+        let claims = self.claims(token)?;
         let refused = || BearerError::Subject(claims.sub.clone());
         let account = claims
             .sub
@@ -135,6 +149,20 @@ impl Bearer {
             .ok_or_else(refused)?;
         let (namespace, name) = account.split_once(':').ok_or_else(refused)?;
         SpiffeId::new(self.trust_domain.clone(), namespace, name).map_err(|_| refused())
+    }
+
+    /// True for a token that holds and whose bearer is to be given all roots.
+    pub fn is_for_all_roots(&self, token: &str) -> bool {
+        self.claims(token).is_ok_and(|claims| claims.all_roots)
+    }
+
+    fn claims(&self, token: &str) -> Result<Claims, BearerError> {
+        let mut validation = Validation::new(Algorithm::ES256);
+        validation.set_audience(&[AUDIENCE]);
+        validation.set_issuer(&[&self.issuer]);
+        validation.set_required_spec_claims(&["exp", "iss", "sub", "aud"]);
+        validation.leeway = LEEWAY_SECONDS;
+        Ok(jsonwebtoken::decode::<Claims>(token, &self.verifying, &validation)?.claims)
     }
 }
 
@@ -155,7 +183,22 @@ mod tests {
         let td: TrustDomain = "mesh.example".parse().unwrap();
         let bearer = Bearer::open(&dir.path().join("bearer.key"), td.clone()).unwrap();
         let hour = Duration::from_secs(3600);
-        let token = bearer.issue("shop", "x", hour, now()).unwrap();
+        let issue = |namespace, now, all_roots| {
+            let asked = Asked {
+                namespace,
+                service_account: "x",
+                all_roots,
+            };
+            bearer.issue(&asked, hour, now).unwrap()
+        };
+        let token = issue("shop", now(), false);
+        assert!(!bearer.is_for_all_roots(&token) && !token.contains("all-roots"));
+        let wide = issue("shop", now(), true);
+        assert!(bearer.is_for_all_roots(&wide) && bearer.verify(&wide).is_ok());
+        assert!(
+            !bearer.is_for_all_roots(&issue("shop", now() - 7200, true)),
+            "expired"
+        );
         assert_eq!(
             bearer.verify(&token).unwrap().to_string(),
             "spiffe://mesh.example/ns/shop/sa/x"
@@ -169,20 +212,14 @@ mod tests {
         let renamed = Bearer::open(&dir.path().join("bearer.key"), "other.example".parse().unwrap()).unwrap();
         assert!(renamed.verify(&token).is_err());
         // Expired; damaged; unsigned.
-        assert!(
-            bearer
-                .verify(&bearer.issue("shop", "x", hour, now() - 7200).unwrap())
-                .is_err()
-        );
+        assert!(bearer.verify(&issue("shop", now() - 7200, false)).is_err());
         assert!(bearer.verify(&token[..token.len() - 4]).is_err());
         let (head, rest) = token.split_once('.').unwrap();
         assert!(!head.is_empty());
         let unsigned = format!("eyJhbGciOiJub25lIn0.{}.", rest.split_once('.').unwrap().0);
         assert!(bearer.verify(&unsigned).is_err());
         assert!(
-            bearer
-                .verify(&bearer.issue("SHOP", "x", hour, now()).unwrap())
-                .is_err(),
+            bearer.verify(&issue("SHOP", now(), false)).is_err(),
             "not a namespace"
         );
     }

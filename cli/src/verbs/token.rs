@@ -77,6 +77,10 @@ pub(crate) struct Create {
     /// Service account of the bearer token.
     #[arg(long, value_name = "NAME", requires = "bearer")]
     service_account: Option<String>,
+    /// Let the client believe the roots of every member cluster, so that it can call services of other trust domains.
+    /// A client such as ztunnel cannot tell them apart: for it each of them makes every identity. Only a mesh-admin may.
+    #[arg(long, requires = "bearer")]
+    all_roots: bool,
     #[command(flatten)]
     output: Output,
 }
@@ -342,6 +346,7 @@ async fn bearer(args: &Create, admin: &mut Admin) -> Result<(), Failure> {
         namespace: args.namespace.or_default().to_owned(),
         service_account: args.service_account.clone().unwrap_or_default(),
         ttl_seconds: i64::try_from(args.ttl.unwrap_or(BEARER_TTL).as_secs()).unwrap_or(i64::MAX),
+        all_roots: args.all_roots,
     };
     let answer = admin.create_bearer(request).await?.into_inner();
     let expires = text::time(answer.expires_unix_ms);
@@ -353,6 +358,11 @@ async fn bearer(args: &Create, admin: &mut Admin) -> Result<(), Failure> {
             // No line end within a file that a client sends verbatim as a header.
             output::print(&answer.token);
             eprintln!("\nUntil {expires}. It is not shown again.");
+            if args.all_roots {
+                eprintln!(
+                    "Whoever uses it believes every member cluster about every identity, those of this trust domain too."
+                );
+            }
             Ok(())
         }
     }

@@ -38,6 +38,7 @@ pub(crate) async fn bearer(lab: &Lab, namespace: &str, account: &str) -> String 
         namespace: namespace.into(),
         service_account: account.into(),
         ttl_seconds: 0,
+        all_roots: false,
     };
     lab.admin()
         .await
