@@ -160,6 +160,7 @@ async fn no_identities_of_the_system() {
             namespace: namespace.into(),
             service_account: account.into(),
             ttl_seconds: ttl,
+            all_roots: false,
         };
     let mut admin = lab.admin().await;
     let status = admin
