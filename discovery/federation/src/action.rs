@@ -48,6 +48,16 @@ pub enum Event {
         /// Which connection.
         conn: ConnId,
     },
+    /// What came on the stream is no message, or larger than [`crate::limits::MESSAGE_BYTES_MAX`]; or the peer takes
+    /// nothing of what is sent to it. The stream is of no use any more.
+    Broken {
+        /// Which connection.
+        conn: ConnId,
+        /// What, for the audit log.
+        cause: String,
+    },
+    /// This discovery has a new certificate: the sessions that it dialled move to connections that show it.
+    Renewed,
     /// Everything that this cluster wants to export from now on; what it may is decided here.
     Exports(Exports),
     /// Time has passed.

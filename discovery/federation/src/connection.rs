@@ -15,6 +15,7 @@ pub(crate) struct Receiving {
     pub(crate) services: Vec<ExportedService>,
     pub(crate) removed: Vec<ServiceName>,
     pub(crate) gateways: Option<Arc<[ExportedGateway]>>,
+    pub(crate) mesh_domain: Option<Arc<str>>,
     pub(crate) refused: bool,
 }
 
@@ -43,6 +44,8 @@ pub(crate) struct Connection {
     /// The held exports are what the peer exports now.
     pub(crate) synced: bool,
     pub(crate) records_at: Duration,
+    /// Digest of the membership that the peer said it holds.
+    pub(crate) digest: Option<u64>,
     /// Forged records that came over it.
     pub(crate) forged: usize,
 }
@@ -71,6 +74,12 @@ pub(crate) struct Peer {
     pub(crate) dialling: Option<Duration>,
     pub(crate) next_dial: Duration,
     pub(crate) failures: u32,
+    /// Its session is to move to a new connection: that of before shows an old certificate of this side.
+    pub(crate) renewing: bool,
+    /// Version of its program, as its last Hello said.
+    pub(crate) version: Arc<str>,
+    /// Why it ended the last session.
+    pub(crate) said: String,
     /// Highest epoch, and the instance that had it.
     pub(crate) seen: Option<(u64, u64)>,
     pub(crate) held: Held,
@@ -88,6 +97,9 @@ impl Peer {
             dialling: None,
             next_dial,
             failures: 0,
+            renewing: false,
+            version: "".into(),
+            said: String::new(),
             seen: None,
             held: Held::default(),
         }

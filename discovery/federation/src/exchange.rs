@@ -3,7 +3,7 @@
 use crate::{
     Action, ConnId, Crypto, ExportedService, Exports, Federation, Now, Refusal, ServiceName,
     connection::Receiving,
-    exports::gateways_from_proto,
+    exports::{check_mesh_domain, gateways_from_proto},
     limits::{EXPORTS_BYTES_MAX, PART_BYTES, RESYNC_INTERVAL, SERVICES_MAX},
 };
 use imbl::ordmap::DiffItem;
@@ -22,6 +22,9 @@ fn parts(from: Option<&(u64, Exports)>, to_seq: u64, to: &Exports) -> Vec<pb::Ex
         part.gateways = Some(pb::GatewayList {
             gateways: to.gateways.iter().map(crate::ExportedGateway::to_proto).collect(),
         });
+    }
+    if from_seq == 0 || old.mesh_domain != to.mesh_domain {
+        part.mesh_domain = to.mesh_domain.to_string();
     }
     let mut bytes = part.encoded_len();
     for item in old.services.diff(&to.services) {
@@ -168,6 +171,7 @@ impl<C: Crypto> Federation<C> {
                 services: Vec::new(),
                 removed: Vec::new(),
                 gateways: None,
+                mesh_domain: None,
                 refused: false,
             });
         }
@@ -189,6 +193,12 @@ impl<C: Crypto> Federation<C> {
             let (gateways, bad) = gateways_from_proto(list.gateways);
             receiving.gateways = Some(gateways);
             refused.extend(bad);
+        }
+        if !part.mesh_domain.is_empty() {
+            match check_mesh_domain(&part.mesh_domain) {
+                Ok(()) => receiving.mesh_domain = Some(part.mesh_domain.into()),
+                Err(refusal) => refused.push(refusal),
+            }
         }
         for name in part.removed {
             if check_label("namespace", &name.namespace).is_ok() && check_label("service", &name.name).is_ok()
@@ -255,6 +265,9 @@ impl<C: Crypto> Federation<C> {
         }
         if let Some(gateways) = receiving.gateways {
             exports.gateways = gateways;
+        }
+        if let Some(mesh_domain) = receiving.mesh_domain {
+            exports.mesh_domain = mesh_domain;
         }
         if exports.services.len() > SERVICES_MAX {
             return Err(Refusal::new(
@@ -339,6 +352,7 @@ impl<C: Crypto> Federation<C> {
                 .iter()
                 .map(crate::ExportedGateway::to_proto)
                 .collect(),
+            mesh_domain: held.exports.mesh_domain.to_string(),
         };
         (held.seq > 0).then(|| stored.encode_to_vec())
     }
@@ -371,6 +385,10 @@ impl<C: Crypto> Federation<C> {
             peer.held.exports = Exports {
                 services,
                 gateways: gateways_from_proto(stored.gateways).0,
+                mesh_domain: Some(stored.mesh_domain)
+                    .filter(|domain| check_mesh_domain(domain).is_ok())
+                    .unwrap_or_default()
+                    .into(),
             };
             peer.held.epoch = stored.epoch;
             peer.held.instance = stored.instance;

@@ -3,7 +3,7 @@ use crate::{
     limits::{GATEWAYS_MAX, PORTS_MAX, PRESENCES_MAX, SUBJECT_ALT_NAMES_MAX},
 };
 use imbl::OrdMap;
-use std::{collections::BTreeSet, fmt, sync::Arc};
+use std::{collections::BTreeSet, fmt, net::IpAddr, sync::Arc};
 use tombolo_proto::tombolo::federation::v1 as pb;
 use tombolo_types::{Code, SpiffeId, TrustDomain, check_label, reserved_namespace};
 
@@ -97,6 +97,8 @@ pub struct Exports {
     pub services: Services,
     /// Gateways.
     pub gateways: Arc<[ExportedGateway]>,
+    /// Mesh domain of the exporting cluster; empty: not said, the same as the reader's.
+    pub mesh_domain: Arc<str>,
 }
 
 fn invalid(cause: impl fmt::Display) -> Refusal {
@@ -266,8 +268,10 @@ impl ExportedGateway {
     fn check(&self) -> Result<(), Refusal> {
         check_word("network", &self.network)?;
         self.locality.check()?;
-        let host = self.address.parse::<std::net::IpAddr>().is_ok()
-            || (self.address.len() <= 253 && self.address.split('.').all(|l| check_label("host", l).is_ok()));
+        let host = match self.address.parse::<IpAddr>() {
+            Ok(ip) => is_elsewhere(ip),
+            Err(_) => is_name(&self.address) && self.address.rsplit('.').next() != Some("localhost"),
+        };
         if !host || self.hbone_port == 0 {
             return Err(invalid(format!("gateway {:?}:{}", self.address, self.hbone_port)));
         }
@@ -299,6 +303,34 @@ impl ExportedGateway {
                 subzone: message.subzone.into(),
             },
         })
+    }
+}
+
+fn is_name(text: &str) -> bool {
+    text.len() <= 253 && text.split('.').all(|label| check_label("host", label).is_ok())
+}
+
+/// A mesh domain that somebody else says: a name of at least two labels.
+pub(crate) fn check_mesh_domain(text: &str) -> Result<(), Refusal> {
+    if is_name(text) && text.contains('.') {
+        Ok(())
+    } else {
+        Err(invalid(format!("mesh domain {text:?}")))
+    }
+}
+
+/// Whoever dials what another cluster names must not reach its own host, its link, or the mesh's virtual addresses.
+fn is_elsewhere(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(v4) => {
+            !(v4.is_loopback() || v4.is_link_local() || v4.is_multicast())
+                && v4.octets()[0] != 0
+                && v4.octets()[0] < 240
+        }
+        IpAddr::V6(v6) => {
+            !(v6.is_loopback() || v6.is_unspecified() || v6.is_multicast() || v6.is_unicast_link_local())
+                && v6.segments()[..3] != [0x2001, 2, 0]
+        }
     }
 }
 
@@ -338,4 +370,39 @@ pub(crate) fn gateways_from_proto(list: Vec<pb::ExportedGateway>) -> (Arc<[Expor
     let (gateways, more) = check_gateways(gateways);
     refused.extend(more);
     (gateways, refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gateways_are_elsewhere() {
+        let gateway = |address: &str| ExportedGateway {
+            network: "".into(),
+            address: address.into(),
+            hbone_port: 15008,
+            quic_port: None,
+            locality: Locality::default(),
+        };
+        for address in ["198.51.100.1", "10.0.0.1", "2001:db8::1", "gw.east.example", "gw"] {
+            assert!(gateway(address).check().is_ok(), "{address}");
+        }
+        for address in [
+            "127.0.0.1", "0.0.0.0", "169.254.169.254", "224.0.0.1", "240.240.0.7", "255.255.255.255", "::", "::1",
+            "::ffff:127.0.0.1", "fe80::1", "ff02::1", "2001:2::7", "localhost", "x.localhost", "", "a b", "a..b",
+        ] {
+            assert!(gateway(address).check().is_err(), "{address}");
+        }
+    }
+
+    #[test]
+    fn mesh_domains_of_others() {
+        for (text, good) in [
+            ("mesh.internal", true), ("cluster.local", true), ("internal", false), ("", false), ("a b.c", false),
+            ("x..y", false), ("mesh.internal:80", false),
+        ] {
+            assert_eq!(check_mesh_domain(text).is_ok(), good, "{text}");
+        }
+    }
 }

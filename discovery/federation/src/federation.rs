@@ -42,6 +42,17 @@ pub struct MemberStatus {
     pub refused: bool,
     /// Version of its program as it said last; empty: it has not been heard since the start.
     pub version: Arc<str>,
+    /// Why it ended the last session, in its own words; empty: it did not, or a session is up.
+    pub said: String,
+}
+
+/// A cluster that was admitted and has not come yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Joining {
+    /// What it will be.
+    pub record: Record,
+    /// Unix milliseconds: when it is forgotten.
+    pub expires_unix_ms: i64,
 }
 
 /// One discovery's part in a set of clusters. See the crate's page for how a shell drives it.
@@ -131,6 +142,10 @@ impl<C: Crypto> Federation<C> {
             Event::DialFailed { cluster } => self.dial_failed(&cluster, now),
             Event::Received { conn, message } => self.received(conn, message, now),
             Event::Closed { conn } => self.closed(conn, now),
+            Event::Broken { conn, cause } => {
+                self.refuse(conn, Refusal::new(Code::PeerProtocol, cause), now);
+            }
+            Event::Renewed => self.renew(),
             Event::Exports(exports) => {
                 self.wanted = exports;
                 self.refresh_exports(now);
@@ -165,9 +180,20 @@ impl<C: Crypto> Federation<C> {
                 services: peer.map_or(0, |peer| peer.held.exports.services.len()),
                 refused: peer.is_some_and(|peer| peer.held.refused),
                 version: peer.map(|peer| peer.version.clone()).unwrap_or_default(),
+                said: peer.map(|peer| peer.said.clone()).unwrap_or_default(),
             }
         };
         self.membership.view().values().map(status).collect()
+    }
+
+    /// Clusters whose invite was redeemed here and that have not come yet, by name: a join that failed half way is
+    /// among them until it is repeated, removed or expires.
+    pub fn joining(&self) -> Vec<Joining> {
+        let one = |admission: &Admission| Joining {
+            record: admission.record.clone(),
+            expires_unix_ms: admission.expires_unix_ms,
+        };
+        self.admissions.values().map(one).collect()
     }
 
     /// Own start counter: raised at each start.

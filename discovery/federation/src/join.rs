@@ -312,10 +312,14 @@ impl<C: Crypto> Federation<C> {
         Ok(request)
     }
 
-    /// A cluster joins another set only from a set of its own without others, or after it was removed from one.
+    /// A cluster joins another set only from a set of its own without others, after it was removed from one, or from one
+    /// that it was admitted to and never spoke with: its process ended in the middle of the join.
     fn check_join(&self) -> Result<(), Refusal> {
         let alone = self.is_founder() && self.membership.live_count() <= 1 && self.admissions.is_empty();
-        if alone || !self.is_member() {
+        let half = !self.is_founder()
+            && self.admissions.is_empty()
+            && self.peers.values().all(|peer| peer.active.is_none() && peer.held.seq == 0);
+        if alone || half || !self.is_member() {
             Ok(())
         } else {
             Err(Refusal::new(
@@ -381,7 +385,9 @@ impl<C: Crypto> Federation<C> {
         self.membership = Membership::new(response.founder.as_str().into(), key);
         writes.push(self.self_write());
         self.out.push(Action::Persist(writes));
-        debug_assert!(self.peers.is_empty());
+        for cluster in self.peers.keys().cloned().collect::<Vec<_>>() {
+            self.drop_peer(&cluster, Code::MemberUnknown);
+        }
         self.take(&response.records, &response.profiles, None, now);
         // The inviter holds the admission: it is dialled at once, and lets the others know.
         if let Some(peer) = self.peers.get_mut(response.inviter.as_str()) {

@@ -81,7 +81,7 @@ pub use crypto::{Crypto, Ed25519, MemberKey};
 pub use exports::{
     ExportedGateway, ExportedPort, ExportedService, Exports, Locality, Presence, ServiceName, Services,
 };
-pub use federation::{Federation, MemberStatus};
+pub use federation::{Federation, Joining, MemberStatus};
 pub use join::Invite;
 pub use membership::{Member, Standing};
 pub use own::Own;

@@ -41,6 +41,9 @@ pub const PART_BYTES: usize = 256 * 1024;
 /// Connections in all, before and after their Hello.
 pub const CONNECTIONS_MAX: usize = 1024;
 
+/// Connections of one trust domain that have not said yet who they are: an honest member needs two.
+pub const NAMELESS_MAX: usize = 16;
+
 /// Between two heartbeats of a session.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// A connection that brought nothing for five heartbeats is closed.

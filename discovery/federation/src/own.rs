@@ -115,7 +115,12 @@ impl<C: Crypto> Federation<C> {
                 }
                 let (gateways, more) = crate::exports::check_gateways(self.wanted.gateways.to_vec());
                 refused.extend(more);
-                Exports { services, gateways }
+                let mesh_domain = self.wanted.mesh_domain.clone();
+                Exports {
+                    services,
+                    gateways,
+                    mesh_domain,
+                }
             }
         };
         if *self.refused != kept_back {

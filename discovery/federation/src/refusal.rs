@@ -6,7 +6,7 @@ use tombolo_types::Code;
 pub struct Refusal {
     /// Row of the table of diagnostics.
     pub code: Code,
-    /// The member that caused it, as far as it proved to be one; empty otherwise.
+    /// The member that caused it, by its key, or where it has not shown that, by its certificate; empty otherwise.
     pub cluster: Arc<str>,
     /// What exactly; may repeat what a peer sent, at most 200 characters of it, control characters escaped.
     pub cause: String,

@@ -6,7 +6,7 @@ use crate::{
     connection::Connection,
     limits::{
         CONNECTIONS_MAX, DEPTH_MAX, DIAL_BACKOFF, DIAL_BACKOFF_MAX, EPOCH_INTERVAL, EPOCH_JUMP_MAX,
-        HEARTBEAT_INTERVAL, PART_BYTES, PENALTY, RECORDS_INTERVAL,
+        HEARTBEAT_INTERVAL, NAMELESS_MAX, PART_BYTES, PENALTY, RECORDS_INTERVAL,
     },
 };
 use prost::Message as _;
@@ -64,7 +64,11 @@ impl<C: Crypto> Federation<C> {
         {
             peer.dialling = None;
         }
+        // One trust domain takes no place from another, whatever it opens and says nothing on.
+        let nameless = self.connections.values();
+        let nameless = nameless.filter(|other| other.peer.is_none() && other.trust_domain == trust_domain);
         if self.connections.len() >= CONNECTIONS_MAX
+            || nameless.count() >= NAMELESS_MAX
             || !self.is_member()
             || self.connections.contains_key(&conn)
         {
@@ -101,6 +105,7 @@ impl<C: Crypto> Federation<C> {
                 resyncing: false,
                 synced: false,
                 records_at: now.monotonic,
+                digest: None,
                 forged: 0,
             },
         );
@@ -147,12 +152,24 @@ impl<C: Crypto> Federation<C> {
 
     /// Says why, closes, and lets a member that broke the rules wait.
     pub(crate) fn refuse(&mut self, conn: ConnId, refusal: Refusal, now: Now) {
-        let known = self.connections.get(&conn).and_then(|connection| {
-            let claimed = connection.peer.as_ref().or(connection.dialled.as_ref());
-            claimed.cloned()
-        });
-        let refusal = match &known {
-            Some(cluster) => refusal.of(cluster),
+        let Some(connection) = self.connections.get(&conn) else {
+            return; // closed here while it was under way
+        };
+        let known = connection.peer.as_ref().or(connection.dialled.as_ref()).cloned();
+        let at_fault = matches!(
+            refusal.code,
+            Code::PeerProtocol | Code::ExportTooLarge | Code::MembershipForged | Code::MemberVersion
+        );
+        self.part(conn, refusal, now);
+        if at_fault && let Some(peer) = known.and_then(|cluster| self.peers.get_mut(&cluster)) {
+            peer.next_dial = now.monotonic + PENALTY;
+        }
+    }
+
+    /// Says why, and closes.
+    pub(crate) fn part(&mut self, conn: ConnId, refusal: Refusal, now: Now) {
+        let refusal = match self.connections.get(&conn).and_then(|of| self.supposed(of)) {
+            Some(cluster) => refusal.of(&cluster),
             None => refusal,
         };
         self.send(
@@ -162,14 +179,22 @@ impl<C: Crypto> Federation<C> {
                 cause: refusal.cause.clone(),
             }),
         );
-        let at_fault = matches!(
-            refusal.code,
-            Code::PeerProtocol | Code::ExportTooLarge | Code::MembershipForged | Code::MemberVersion
-        );
         self.audit(refusal, now);
         self.end(conn, now);
-        if at_fault && let Some(peer) = known.and_then(|cluster| self.peers.get_mut(&cluster)) {
-            peer.next_dial = now.monotonic + PENALTY;
+    }
+
+    /// Who is at the other end, for people: by its proof; by whom was dialled; by its certificate, if one member alone
+    /// has that trust domain.
+    fn supposed(&self, connection: &Connection) -> Option<Arc<str>> {
+        let named = connection.peer.as_ref().or(connection.dialled.as_ref());
+        if named.is_some() {
+            return named.cloned();
+        }
+        let members = self.membership.view().values();
+        let mut of = members.filter(|member| member.record.trust_domain == connection.trust_domain);
+        match (of.next(), of.next()) {
+            (Some(one), None) => Some(one.record.cluster.clone()),
+            (_, _) => None,
         }
     }
 
@@ -180,6 +205,9 @@ impl<C: Crypto> Federation<C> {
             .and_then(|connection| connection.dialled.clone());
         let code = Code::find(&refused.code).unwrap_or(Code::PeerProtocol);
         let refusal = Refusal::new(code, format!("the peer refused: {}", refused.cause));
+        if let Some(peer) = peer.as_ref().or(dialled.as_ref()).and_then(|peer| self.peers.get_mut(peer)) {
+            peer.said = code.message(&refusal.cause);
+        }
         // "Unknown" is how a new member is greeted by those that have not heard of it yet.
         if code != Code::MemberUnknown {
             self.audit(
@@ -270,6 +298,8 @@ impl<C: Crypto> Federation<C> {
         };
         let mut epoch_seen = 0;
         let mut restored = false;
+        // Shown to people: what versions look like fits.
+        peer.version = hello.version.chars().take(32).collect::<String>().into();
         match peer.seen {
             Some((epoch, instance)) if hello.epoch <= epoch && hello.instance != instance => {
                 restored = true;
@@ -323,6 +353,8 @@ impl<C: Crypto> Federation<C> {
             peer.active = Some(conn);
             peer.heard = now.monotonic;
             peer.good_since = None;
+            peer.renewing = false;
+            peer.said.clear();
         }
         self.send(conn, Message::Start(start));
         self.tell_records(conn);
@@ -413,6 +445,7 @@ impl<C: Crypto> Federation<C> {
         let Some(connection) = self.connections.get_mut(&conn) else {
             return;
         };
+        connection.digest = Some(records_digest);
         if records_digest != own && now.monotonic >= connection.records_at + RECORDS_INTERVAL {
             connection.records_at = now.monotonic;
             self.tell_records(conn);
@@ -475,6 +508,14 @@ impl<C: Crypto> Federation<C> {
         let dialled = self.forget_connection(conn);
         if let Some(cluster) = dialled {
             self.back_off(&cluster, now);
+        }
+    }
+
+    /// Sessions that this side dialled are to show its present certificate; the others are for their diallers to move.
+    pub(crate) fn renew(&mut self) {
+        for peer in self.peers.values_mut() {
+            let session = peer.active.and_then(|conn| self.connections.get(&conn));
+            peer.renewing |= session.is_some_and(|session| session.dialled.is_some());
         }
     }
 

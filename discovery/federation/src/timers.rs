@@ -57,7 +57,8 @@ impl<C: Crypto> Federation<C> {
             .membership
             .live(cluster)
             .is_some_and(|member| !member.endpoints().is_empty());
-        let active = self.peers.get(cluster).is_some_and(|peer| peer.active.is_some());
+        let peer = self.peers.get(cluster);
+        let active = peer.is_some_and(|peer| peer.active.is_some() && !peer.renewing);
         let under_way = self
             .connections
             .values()
@@ -82,7 +83,7 @@ impl<C: Crypto> Federation<C> {
         for (conn, connection) in &mut self.connections {
             if connection.peer.is_none() {
                 if at >= connection.opened + HELLO_TIMEOUT {
-                    nameless.push(*conn);
+                    nameless.push((*conn, connection.dialled.is_some()));
                 }
             } else if at >= connection.heard + SILENCE_MAX {
                 silent.push(*conn);
@@ -96,8 +97,16 @@ impl<C: Crypto> Federation<C> {
                 }
             }
         }
-        for conn in silent.into_iter().chain(nameless) {
+        for conn in silent {
             self.end(conn, now);
+        }
+        for (conn, dialled) in nameless {
+            if dialled {
+                self.end(conn, now);
+            } else {
+                let cause = format!("no hello within {} s", HELLO_TIMEOUT.as_secs());
+                self.part(conn, Refusal::new(Code::PeerProtocol, cause), now);
+            }
         }
         if !due.is_empty() {
             let records_digest = self.membership.digest();
@@ -225,6 +234,7 @@ impl<C: Crypto> Federation<C> {
             roots_pem: member.roots_pem().into(),
             gateways: peer.held.exports.gateways.clone(),
             services: peer.held.exports.services.clone(),
+            mesh_domain: peer.held.exports.mesh_domain.clone(),
             stale: peer.stale,
         })
     }

@@ -16,6 +16,8 @@ pub struct Imports {
     pub gateways: Arc<[ExportedGateway]>,
     /// Its services.
     pub services: Services,
+    /// Its mesh domain: its own gateways know a service as `<name>.<namespace>.svc.<mesh domain>`. Empty: not said.
+    pub mesh_domain: Arc<str>,
     /// It cannot be reached (or not yet): this is what it said last.
     pub stale: bool,
 }

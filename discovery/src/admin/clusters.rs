@@ -8,8 +8,8 @@ use crate::{
     roles::{Thing, Verb},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use tombolo_federation::{Grant, Standing};
-use tombolo_identity::{TrustBundle, certificates_to_pem, root_facts, root_pin};
+use std::collections::BTreeSet;
+use tombolo_federation::{Grant, Joining, Standing};
 use tombolo_proto::tombolo::admin::v1 as pb;
 use tombolo_types::{Code, InviteToken, TrustDomain, check_label};
 
@@ -42,7 +42,7 @@ impl AdminService {
         Ok(pb::CreateClusterInviteResponse {
             expires_unix_ms,
             endpoints: shown.endpoints,
-            root_pin: mesh.authority.root_pin().to_vec(),
+            root_pin: mesh.trust.authority().root_pin().to_vec(),
             trust_domain: mesh.settings.trust_domain.to_string(),
             cluster: shown.own,
         })
@@ -171,12 +171,27 @@ impl AdminService {
         Ok(response)
     }
 
-    pub(super) async fn clusters(&self, call: &Call) -> Result<pb::ListClustersResponse, Refusal> {
+    pub(super) async fn clusters(
+        &self,
+        call: &Call,
+        request: &pb::ListClustersRequest,
+    ) -> Result<pb::ListClustersResponse, Refusal> {
         self.authorize(call, Verb::Read, Thing::Cluster, None, "Cluster *")?;
-        let shown = self.context.federation.show().await?;
-        let clusters = shown.members.iter().map(|member| cluster(member, &shown.own));
+        let shown = self.context.federation.show_all(request.services).await?;
+        let clusters = shown.members.iter().map(|member| cluster(member, &shown));
+        let is_member = |name: &str| {
+            let mut live = shown.members.iter().map(|member| &member.status.member);
+            live.any(|member| *member.record.cluster == *name && member.standing != Standing::Removed)
+        };
+        let joining = shown.joining.iter();
+        let joining = joining.filter(|joining| !is_member(&joining.record.cluster));
+        // A name that was a member once and is invited again is shown once.
+        let names: BTreeSet<&str> = joining.clone().map(|joining| &*joining.record.cluster).collect();
+        let clusters = clusters.filter(|cluster| !names.contains(cluster.name.as_str()));
+        let mut clusters: Vec<pb::Cluster> = clusters.chain(joining.map(comes)).collect();
+        clusters.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(pb::ListClustersResponse {
-            clusters: clusters.collect(),
+            clusters,
             exported_services: u32::try_from(shown.exported).unwrap_or(u32::MAX),
             seq: shown.seq,
             cluster: shown.own.clone(),
@@ -197,47 +212,33 @@ impl AdminService {
         result
     }
 
-    pub(super) async fn trust(&self, call: &Call) -> Result<pb::ListTrustResponse, Refusal> {
-        self.authorize(call, Verb::Read, Thing::Cluster, None, "Trust *")?;
-        let mesh = &self.context.mesh;
-        let shown = self.context.federation.show().await?;
-        let own = (
-            mesh.settings.trust_domain.clone(),
-            shown.own.clone(),
-            mesh.authority.roots_pem().to_owned(),
+    pub(super) async fn grant(&self, call: &Call, request: &pb::GrantClusterRequest) -> Result<(), Refusal> {
+        let object = format!(
+            "Cluster {} may export {}",
+            shortened(&request.cluster),
+            shortened(&request.namespaces.join(","))
         );
-        let others = shown.members.iter().filter_map(|member| {
-            let member = &member.status.member;
-            let record = &member.record;
-            let live = member.standing == Standing::Live && *record.cluster != *shown.own;
-            live.then(|| {
-                let roots = member.roots_pem().to_owned();
-                (record.trust_domain.clone(), record.cluster.to_string(), roots)
-            })
-        });
-        let mut roots = Vec::new();
-        for (trust_domain, cluster, pem) in std::iter::once(own).chain(others) {
-            // What cannot be read is believed by nobody.
-            let Ok(bundle) = TrustBundle::from_pem(trust_domain.clone(), &pem) else {
-                continue;
-            };
-            for root in bundle.roots() {
-                let (Ok(pin), Ok(facts)) = (root_pin(root), root_facts(root)) else {
-                    continue;
-                };
-                let ms = |seconds: u64| i64::try_from(seconds.saturating_mul(1000)).unwrap_or(i64::MAX);
-                roots.push(pb::TrustedRoot {
-                    trust_domain: trust_domain.to_string(),
-                    cluster: cluster.clone(),
-                    pin: pin.to_vec(),
-                    subject: facts.subject,
-                    not_before_unix_ms: ms(facts.not_before),
-                    not_after_unix_ms: ms(facts.not_after),
-                    pem: certificates_to_pem([root]),
-                });
-            }
+        self.authorize(call, Verb::Update, Thing::Cluster, None, &object)?;
+        let result = self.grant_checked(request).await;
+        self.record(
+            call,
+            "update",
+            &object,
+            (None, None),
+            result.as_ref().map(|&()| ()),
+        );
+        result
+    }
+
+    async fn grant_checked(&self, request: &pb::GrantClusterRequest) -> Result<(), Refusal> {
+        if request.namespaces.is_empty() {
+            return Err(Refusal::invalid("name the namespaces that it may export, or *"));
         }
-        Ok(pb::ListTrustResponse { roots })
+        let namespaces = Grant::from_list(request.namespaces.iter().map(String::as_str))?;
+        let federation = &self.context.federation;
+        federation
+            .grant(request.cluster.clone(), namespaces, request.may_admit)
+            .await
     }
 }
 
@@ -271,7 +272,9 @@ fn check_join(token: &InviteToken, shown: &Shown, share_trust_domain: bool) -> R
         .filter(|member| member.status.member.standing == Standing::Live)
         .count();
     let is_member = own_of(shown).is_some_and(|own| own.status.member.standing == Standing::Live);
-    if is_member && live > 1 {
+    // From a join whose process ended in the middle the same invite goes on.
+    let spoke = |member: &ShownMember| member.status.connected || member.status.seq > 0;
+    if is_member && live > 1 && shown.members.iter().any(spoke) {
         return Err(Refusal::new(
             Code::FederatedAlready,
             format_args!("{live} clusters"),
@@ -280,20 +283,52 @@ fn check_join(token: &InviteToken, shown: &Shown, share_trust_domain: bool) -> R
     Ok(())
 }
 
-fn cluster(shown: &ShownMember, own: &str) -> pb::Cluster {
+/// A cluster that was admitted and has not come yet: the other half of a join that failed.
+fn comes(joining: &Joining) -> pb::Cluster {
+    let record = &joining.record;
+    let namespaces = record.namespaces.list();
+    let until = jiff::Timestamp::from_millisecond(joining.expires_unix_ms);
+    let until = until
+        .map(|until| format!(", until {until:.0}"))
+        .unwrap_or_default();
+    pb::Cluster {
+        name: record.cluster.to_string(),
+        trust_domain: record.trust_domain.to_string(),
+        state: "Joining".into(),
+        reason: Code::JoinPending.message(format_args!("{}{until}", record.cluster)),
+        namespaces: namespaces.into_iter().map(str::to_owned).collect(),
+        may_admit: record.may_admit,
+        share_trust_domain: record.share_trust_domain,
+        admitted_by: record.admitted_by.to_string(),
+        endpoints: record.endpoints.clone(),
+        incarnation: record.incarnation,
+        record_version: record.version,
+        ..pb::Cluster::default()
+    }
+}
+
+fn cluster(shown: &ShownMember, all: &Shown) -> pb::Cluster {
     let (status, member) = (&shown.status, &shown.status.member);
     let record = &member.record;
-    let is_own = *record.cluster == *own;
+    let is_own = *record.cluster == *all.own;
     let (state, reason) = match member.standing {
         Standing::Removed => ("Removed", Code::MemberRemoved.message(&record.cluster)),
         Standing::Contested => ("Contested", Code::MemberContested.message(&record.cluster)),
         Standing::Live if is_own => ("Own", String::new()),
         Standing::Live if status.stale => {
-            let cause = match (status.connected, shown.dial_failure.as_str()) {
+            let said = [status.said.as_str(), shown.dial_failure.as_str()];
+            let said = said.into_iter().find(|said| !said.is_empty());
+            let mut cause = match (status.connected, said) {
                 (true, _) => format!("{} has come back and is watched for some seconds", record.cluster),
-                (false, "") => record.cluster.to_string(),
-                (false, cause) => format!("{}: {cause}", record.cluster),
+                (false, None) => record.cluster.to_string(),
+                (false, Some(said)) => format!("{}: {said}", record.cluster),
             };
+            if !status.connected && status.seq == 0 {
+                // It was admitted, and perhaps it never learned so.
+                cause.push_str(
+                    "; it has never said anything: if its join failed there, repeat it with the same invite",
+                );
+            }
             ("Stale", Code::ClusterStale.message(cause))
         }
         Standing::Live => ("Connected", String::new()),
@@ -321,5 +356,16 @@ fn cluster(shown: &ShownMember, own: &str) -> pb::Cluster {
         incarnation: record.incarnation,
         record_version: record.version,
         refused: refused.collect(),
+        version: if is_own {
+            all.version.clone()
+        } else {
+            status.version.to_string()
+        },
+        services: shown.services.clone(),
+        refused_exports: if is_own {
+            all.refused_exports.clone()
+        } else {
+            Vec::new()
+        },
     }
 }

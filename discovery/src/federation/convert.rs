@@ -74,7 +74,7 @@ fn gateway(gateway: &NetworkGateway) -> ExportedGateway {
 }
 
 /// What this cluster exports; gateways that are lost are not offered to others.
-pub(super) fn exports(offered: &Offered) -> Exports {
+pub(super) fn exports(offered: &Offered, mesh_domain: &str) -> Exports {
     let services = offered.services.iter().map(service);
     let gateways: BTreeSet<ExportedGateway> = offered
         .gateways
@@ -87,6 +87,7 @@ pub(super) fn exports(offered: &Offered) -> Exports {
             .map(|service| (service.name.clone(), Arc::new(service)))
             .collect(),
         gateways: gateways.into_iter().collect(),
+        mesh_domain: mesh_domain.into(),
     }
 }
 
@@ -97,8 +98,7 @@ pub(super) fn imports(imports: &Imports, shares_trust_domain: bool) -> RegistryI
         trust_domain: imports.trust_domain.clone(),
         roots_pem: imports.roots_pem.to_string(),
         shares_trust_domain,
-        // A join between clusters of different mesh domains is refused.
-        mesh_domain: String::new(),
+        mesh_domain: imports.mesh_domain.to_string(),
         stale: imports.stale,
         gateways: imports
             .gateways

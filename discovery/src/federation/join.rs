@@ -1,6 +1,6 @@
 //! Joining: this cluster redeems an invite at another one. What fails leaves both sides as they were.
 
-use super::{Command, Federation, dial};
+use super::{Command, Federation, dial, of_transport};
 use crate::refusal::Refusal;
 use std::time::{Duration, Instant};
 use tombolo_federation::limits::MESSAGE_BYTES_MAX;
@@ -21,27 +21,11 @@ const ANSWER_BYTES_MAX: usize = 64 * MESSAGE_BYTES_MAX;
 const IN_ARGUMENT: &str = "invite-in-argument";
 /// Most of its life that such an invite may have left.
 const ARGUMENT_LIFE_MAX: Duration = Duration::from_secs(3600);
-/// How a side says its mesh domain: services have one name everywhere only if it is the same.
+/// How a side says its mesh domain: releases that cannot translate the names of another one refuse it here.
 const MESH_DOMAIN: &str = "mesh-domain=";
 
 pub(super) fn mesh_domain_feature(mesh_domain: &str) -> String {
     format!("{MESH_DOMAIN}{mesh_domain}")
-}
-
-/// Both sides call a service by the same name, or they do not join.
-pub(super) fn check_mesh_domain(ours: &str, features: &[String]) -> Result<(), Refusal> {
-    let theirs = features
-        .iter()
-        .find_map(|feature| feature.strip_prefix(MESH_DOMAIN));
-    match theirs {
-        Some(theirs) if theirs != ours => {
-            let theirs: String = theirs.chars().filter(|c| !c.is_control()).take(100).collect();
-            Err(Refusal::precondition(format_args!(
-                "the mesh domain is {ours} on one side and {theirs} on the other; clusters that join need the same one"
-            )))
-        }
-        Some(_) | None => Ok(()),
-    }
 }
 
 /// An invite that could be read by others and lives on for long is not taken.
@@ -142,7 +126,8 @@ impl Federation {
         let mut client = FederationClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
         let answer = tokio::time::timeout(ANSWER_TIMEOUT, client.join(request)).await;
         let answer = answer.map_err(|_| {
-            let cause = format!("{endpoint}: no answer to the invite");
+            let cause =
+                format!("{endpoint}: no answer to the invite; nothing has changed here, and it works again");
             Attempt::NotThere(Refusal::new(Code::Unreachable, cause))
         })?;
         let response = answer.map_err(|status| {
@@ -157,18 +142,18 @@ impl Federation {
                     .take(1000)
                     .collect(),
             };
-            if status.code() == tonic::Code::Unavailable {
+            if status.code() == tonic::Code::Unavailable || of_transport(&status) {
                 Attempt::NotThere(Refusal::new(
                     Code::Unreachable,
-                    format_args!("{endpoint}: {refused}"),
+                    format_args!(
+                        "{endpoint}: {refused}; nothing has changed here, and the invite works again"
+                    ),
                 ))
             } else {
                 Attempt::Refused(refused)
             }
         })?;
-        let response = response.into_inner();
-        check_mesh_domain(&self.mesh_domain, &response.features).map_err(Attempt::Refused)?;
-        Ok(response)
+        Ok(response.into_inner())
     }
 
     async fn accept(&self, response: pb::JoinResponse) -> Result<String, Refusal> {
@@ -200,7 +185,10 @@ impl Federation {
         };
         Err(Refusal::new(
             Code::Unreachable,
-            format_args!("{inviter} admitted this cluster, and then: {cause}; everything was put back"),
+            format_args!(
+                "{inviter} admitted this cluster, and then: {cause}; everything was put back here, and the same invite \
+                 works again"
+            ),
         ))
     }
 }
@@ -215,15 +203,6 @@ enum Attempt {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn one_name_everywhere() {
-        let feature = |domain: &str| vec!["x".to_owned(), mesh_domain_feature(domain)];
-        check_mesh_domain("mesh.internal", &feature("mesh.internal")).unwrap();
-        check_mesh_domain("mesh.internal", &[]).unwrap();
-        let refused = check_mesh_domain("mesh.internal", &feature("other.internal")).unwrap_err();
-        assert!(refused.message.contains("other.internal"), "{refused}");
-    }
 
     #[test]
     fn an_invite_in_an_argument_is_short() {

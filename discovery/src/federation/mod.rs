@@ -28,15 +28,16 @@ use crate::refusal::Refusal;
 use std::{sync::Arc, time::Duration};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
-use tombolo_federation::{ConnId, MemberStatus};
+use tombolo_federation::{ConnId, Grant, Joining, MemberStatus};
 use tombolo_identity::LiveIdentity;
-use tombolo_proto::tombolo::federation::v1 as pb;
+use tombolo_proto::tombolo::{admin::v1::RefusedExport, federation::v1 as pb};
 use tombolo_types::{InviteToken, TrustDomain};
 
 /// Commands that wait for the owner. Messages of peers are among them, each at most 1 MiB.
 const COMMANDS_MAX: usize = 64;
-/// Messages that wait for a peer: all exports in full (64 parts) and all records fit; a peer that is slower is cut.
-pub(crate) const QUEUE_MAX: usize = 512;
+/// Messages that wait for a peer: all exports in full (64 parts) and all records (144) fit. A peer that is slower is
+/// cut: with parts of 256 KiB at 64 MiB.
+pub(crate) const QUEUE_MAX: usize = 256;
 /// How long an ended stream may take to bring what was sent on it.
 pub(crate) const LINGER: Duration = Duration::from_secs(2);
 
@@ -63,6 +64,7 @@ pub(crate) enum Command {
     },
     Received(ConnId, Box<pb::PeerMessage>),
     Closed(ConnId),
+    Broken(ConnId, String),
     DialFailed(Arc<str>, String),
     Redeem {
         request: Box<pb::JoinRequest>,
@@ -88,7 +90,10 @@ pub(crate) enum Command {
     Rollback(Reply<()>),
     Settled,
     Remove(String, Reply<()>),
-    Show(Reply<Shown>),
+    Roots(String, Reply<()>),
+    Grant(String, Grant, Option<bool>, Reply<()>),
+    /// With the names of services, or without.
+    Show(bool, Reply<Shown>),
 }
 
 /// What was refused of a member, the last time for each code.
@@ -113,6 +118,8 @@ pub struct ShownMember {
     pub gateways: usize,
     /// What was refused of it.
     pub refused: Vec<Refused>,
+    /// `namespace/name` of what it exports, if asked for.
+    pub services: Vec<String>,
     /// Why the last dial failed; empty: it did not.
     pub dial_failure: String,
 }
@@ -126,12 +133,16 @@ pub struct Shown {
     pub trust_domain: TrustDomain,
     /// All members, the own cluster too.
     pub members: Vec<ShownMember>,
+    /// Clusters that were admitted here and have not come yet.
+    pub joining: Vec<Joining>,
     /// Services that the own cluster exports.
     pub exported: usize,
     /// Number of the state of the own exports.
     pub seq: u64,
     /// Where other clusters reach this discovery.
     pub endpoints: Vec<String>,
+    /// What is refused of the own exports.
+    pub refused_exports: Vec<RefusedExport>,
     /// Version of this program.
     pub version: String,
 }
@@ -142,6 +153,11 @@ pub struct Federation {
     commands_tx: mpsc::Sender<Command>,
     trusted: Arc<LiveIdentity>,
     mesh_domain: Arc<str>,
+}
+
+/// True if the connection failed, and not the call: what the transport reports carries its own error as the source.
+fn of_transport(status: &tonic::Status) -> bool {
+    std::error::Error::source(status).is_some()
 }
 
 fn stopping() -> Refusal {
@@ -175,7 +191,29 @@ impl Federation {
     /// # Errors
     /// While discovery stops.
     pub async fn show(&self) -> Result<Shown, Refusal> {
-        self.ask(Command::Show).await
+        self.show_all(false).await
+    }
+
+    /// The same, with the names of what each exports if `services`.
+    ///
+    /// # Errors
+    /// While discovery stops.
+    pub async fn show_all(&self, services: bool) -> Result<Shown, Refusal> {
+        self.ask(|reply| Command::Show(services, reply)).await
+    }
+
+    /// Changes what a member may export, and whether it may admit others.
+    ///
+    /// # Errors
+    /// When there is no such member, or this cluster may not.
+    pub async fn grant(
+        &self,
+        cluster: String,
+        namespaces: Grant,
+        may_admit: Option<bool>,
+    ) -> Result<(), Refusal> {
+        self.ask(|reply| Command::Grant(cluster, namespaces, may_admit, reply))
+            .await
     }
 
     /// Keeps a new invite, or only says whether it could be used.
@@ -207,6 +245,14 @@ impl Federation {
     /// When it is not there.
     pub async fn revoke_invite(&self, id: String) -> Result<(), Refusal> {
         self.ask(|reply| Command::RevokeInvite(id, reply)).await
+    }
+
+    /// Says what the own roots are from now on, to all members.
+    ///
+    /// # Errors
+    /// When they are out of bounds, or the store cannot be written: they are told when it can.
+    pub async fn set_roots(&self, roots_pem: String) -> Result<(), Refusal> {
+        self.ask(|reply| Command::Roots(roots_pem, reply)).await
     }
 
     /// Ends the membership of a cluster, for all.

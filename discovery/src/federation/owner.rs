@@ -22,8 +22,10 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::sync::mpsc;
-use tombolo_federation::{Action, ConnId, Ed25519, Event, Federation as Core, Now, Own, Saved, limits};
-use tombolo_identity::{LiveIdentity, TrustBundle};
+use tombolo_federation::{
+    Action, ConnId, Ed25519, Event, Federation as Core, Now, Own, Saved, ServiceName, limits,
+};
+use tombolo_identity::{LiveIdentity, TrustBundle, WorkloadIdentity};
 use tombolo_registry::MeshSettings;
 use tombolo_runtime::{Reader, TaskGroup};
 use tombolo_store::Store;
@@ -88,13 +90,19 @@ struct Owner {
     outgoing: BTreeMap<ConnId, Outgoing>,
     /// Roots by which peers may come, as they are in force.
     roots: BTreeSet<(TrustDomain, String)>,
+    /// The own roots are others than those in force.
+    roots_changed: bool,
     /// Clusters whose imports the registry holds.
     imported: BTreeSet<Arc<str>>,
     heard: BTreeMap<Arc<str>, i64>,
     refused: BTreeMap<Arc<str>, BTreeMap<Code, Refused>>,
+    /// As it was told to the fleet last.
+    refused_exports: Arc<BTreeMap<ServiceName, tombolo_federation::Refusal>>,
     dial_failures: BTreeMap<Arc<str>, String>,
     saves: BTreeSet<Arc<str>>,
     save_at: Option<Instant>,
+    /// The own certificate, as the sessions of now were dialled with.
+    identity: Option<Arc<WorkloadIdentity>>,
     /// What was in the store before a join that is not settled.
     before_join: Option<Saved>,
     /// The store refused: when it is tried again.
@@ -131,6 +139,7 @@ pub async fn start(config: FederationConfig, tasks: &TaskGroup) -> anyhow::Resul
         unix_ms: unix_ms(),
     };
     let (core, actions) = Core::start(own, key, &saved, rand::random(), now);
+    let identity = config.live.current().identity.clone();
     let mut owner = Owner {
         config,
         core,
@@ -141,12 +150,15 @@ pub async fn start(config: FederationConfig, tasks: &TaskGroup) -> anyhow::Resul
         offered,
         outgoing: BTreeMap::new(),
         roots: BTreeSet::new(),
+        roots_changed: false,
         imported: BTreeSet::new(),
         heard: BTreeMap::new(),
         refused: BTreeMap::new(),
+        refused_exports: Arc::default(),
         dial_failures: BTreeMap::new(),
         saves: BTreeSet::new(),
         save_at: None,
+        identity,
         before_join: None,
         broken: None,
     };
@@ -168,6 +180,14 @@ fn own(config: &FederationConfig, offered: &Offered) -> Own {
         endpoints: endpoints(config, offered),
         version: env!("CARGO_PKG_VERSION").into(),
         share_trust_domain: false,
+    }
+}
+
+fn same(a: Option<&Arc<WorkloadIdentity>>, b: Option<&Arc<WorkloadIdentity>>) -> bool {
+    match (a, b) {
+        (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+        (None, None) => true,
+        (Some(_), None) | (None, Some(_)) => false,
     }
 }
 
@@ -223,6 +243,11 @@ impl Owner {
             if self.broken.is_some_and(|at| at <= now) {
                 self.restart().await;
             }
+            let identity = self.config.live.current().identity.clone();
+            if !same(identity.as_ref(), self.identity.as_ref()) {
+                self.identity = identity;
+                self.feed(Event::Renewed).await;
+            }
             let due = self.core.next_timeout().map(|(at, _)| at);
             if self.broken.is_none() && due.is_some_and(|at| at <= self.clock.elapsed()) {
                 self.feed(Event::Tick).await;
@@ -259,7 +284,8 @@ impl Owner {
     /// What this cluster exports, and where it is reached, as of now.
     async fn exported(&mut self) {
         let offered = self.offered.load();
-        self.feed(Event::Exports(convert::exports(&offered))).await;
+        let exports = convert::exports(&offered, &self.config.settings.mesh_domain);
+        self.feed(Event::Exports(exports)).await;
         if self.broken.is_some() {
             return;
         }

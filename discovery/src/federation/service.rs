@@ -1,6 +1,6 @@
 //! `tombolo.federation.v1` on 15012.
 
-use super::{Command, Federation, LINGER, Outgoing, QUEUE_MAX, owner::next_conn};
+use super::{Command, Federation, LINGER, Outgoing, QUEUE_MAX, of_transport, owner::next_conn};
 use crate::{
     caller::{exporter_of, link_of},
     refusal::Refusal,
@@ -47,13 +47,18 @@ pub(super) async fn read(
     closing: CancellationToken,
 ) {
     let reading = async {
-        while let Ok(Some(message)) = messages.message().await {
+        loop {
+            let message = match messages.message().await {
+                Ok(Some(message)) => message,
+                Ok(None) => return None,
+                Err(status) => return garbage(&status),
+            };
             if closing.is_cancelled() {
                 continue;
             }
             let received = Command::Received(conn, Box::new(message));
             if federation.tell(received).await.is_err() {
-                return;
+                return None;
             }
         }
     };
@@ -61,13 +66,26 @@ pub(super) async fn read(
         closing.cancelled().await;
         tokio::time::sleep(LINGER).await;
     };
-    tokio::select! {
-        () = reading => {}
-        () = cut => {}
-    }
+    let broken = tokio::select! {
+        broken = reading => broken,
+        () = cut => None,
+    };
     if !closing.is_cancelled() {
-        let _ = federation.tell(Command::Closed(conn)).await; // discovery stops
+        let ended = match broken {
+            Some(cause) => Command::Broken(conn, cause),
+            None => Command::Closed(conn),
+        };
+        let _ = federation.tell(ended).await; // discovery stops
     }
+}
+
+/// What was no message, or too large a one; `None` for a connection that only ended.
+fn garbage(status: &Status) -> Option<String> {
+    let undecodable = matches!(
+        status.code(),
+        tonic::Code::Internal | tonic::Code::OutOfRange | tonic::Code::Unimplemented
+    );
+    (undecodable && !of_transport(status)).then(|| format!("what came is no message: {}", status.message()))
 }
 
 #[tonic::async_trait]
@@ -81,7 +99,6 @@ impl federation_server::Federation for FederationService {
         let _place = self.joining.try_acquire().map_err(|_| busy())?;
         let request = Box::new(request.into_inner());
         let ours = super::join::mesh_domain_feature(&self.federation.mesh_domain);
-        super::join::check_mesh_domain(&self.federation.mesh_domain, &request.features)?;
         let mut response = self
             .federation
             .ask(|reply| Command::Redeem {

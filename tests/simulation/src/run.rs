@@ -354,7 +354,8 @@ impl Simulation {
                 self.invite_and_join(joiner, outcome);
             }
             11 => {
-                // Root rotation and a move.
+                // Root rotation, a new certificate, and a move.
+                self.handle(node, Event::Renewed);
                 let rotated = format!("{}+", self.nodes[node].own.roots_pem);
                 let endpoints = self.nodes[node].own.endpoints.clone();
                 self.nodes[node].own.roots_pem.clone_from(&rotated);

@@ -36,9 +36,9 @@ impl Owner {
                         .get(&conn)
                         .is_some_and(|outgoing| outgoing.messages_tx.try_send(message).is_err());
                     if full && let Some(outgoing) = self.outgoing.remove(&conn) {
-                        tracing::debug!(?conn, "a peer does not read; its stream is cut");
                         outgoing.closing.cancel();
-                        left.extend(self.core.handle(Event::Closed { conn }, self.now()));
+                        let cause = "it does not read what is sent to it".into();
+                        left.extend(self.core.handle(Event::Broken { conn, cause }, self.now()));
                     }
                 }
                 Action::Dial {
@@ -84,7 +84,23 @@ impl Owner {
         if membership {
             self.trust();
         }
+        self.tell_refused().await;
         true
+    }
+
+    /// What is refused of the own exports is told to nobody, not to the own gateways either.
+    async fn tell_refused(&mut self) {
+        let refused = self.core.refused_exports();
+        if Arc::ptr_eq(refused, &self.refused_exports) {
+            return;
+        }
+        self.refused_exports = Arc::clone(refused);
+        let messages = self.refused_exports.iter().map(|(name, refusal)| {
+            let message = refusal.code.message(&refusal.cause);
+            ((name.namespace.clone(), name.name.clone()), message)
+        });
+        let messages = messages.collect();
+        self.config.fleet.set_refused_exports(messages).await;
     }
 
     /// Both sides agreed that the roots of each make identities of the other.
@@ -116,7 +132,7 @@ impl Owner {
     /// Puts the roots in force by which peers may come.
     pub(super) fn trust(&mut self) {
         let roots = self.core.peer_roots();
-        if roots == self.roots {
+        if roots == self.roots && !std::mem::take(&mut self.roots_changed) {
             return;
         }
         let own = &self.config.settings.trust_domain;

@@ -5,8 +5,8 @@ use crate::federation::{
     ClusterInvite, join,
     keep::{INVITES_MAX, hex},
 };
-use tombolo_federation::{Ed25519, Record};
-use tombolo_proto::tombolo::federation::v1 as pb;
+use tombolo_federation::{Ed25519, Grant, Record};
+use tombolo_proto::tombolo::{admin::v1::RefusedExport, federation::v1 as pb};
 
 /// Used and expired invites are shown for so long.
 const INVITE_KEPT_MS: i64 = 8 * 24 * 3600 * 1000;
@@ -56,6 +56,12 @@ impl Owner {
                     self.feed(Event::Closed { conn }).await;
                 }
             }
+            Command::Broken(conn, cause) => {
+                // What is said to it is in its queue when the stream ends.
+                if self.outgoing.contains_key(&conn) {
+                    self.feed(Event::Broken { conn, cause }).await;
+                }
+            }
             Command::DialFailed(cluster, cause) => {
                 self.dial_failures.insert(cluster.clone(), cause);
                 self.feed(Event::DialFailed { cluster }).await;
@@ -92,7 +98,11 @@ impl Owner {
             Command::Rollback(reply) => drop(reply.send(self.rollback().await)),
             Command::Settled => self.before_join = None,
             Command::Remove(cluster, reply) => drop(reply.send(self.remove(&cluster).await)),
-            Command::Show(reply) => drop(reply.send(Ok(self.show()))),
+            Command::Grant(cluster, namespaces, may_admit, reply) => {
+                drop(reply.send(self.grant(&cluster, namespaces, may_admit).await));
+            }
+            Command::Roots(roots_pem, reply) => drop(reply.send(self.set_roots(roots_pem).await)),
+            Command::Show(services, reply) => drop(reply.send(Ok(self.show(services)))),
         }
     }
 
@@ -248,6 +258,15 @@ impl Owner {
         restored.map_err(Refusal::from)
     }
 
+    async fn set_roots(&mut self, roots_pem: String) -> Result<(), Refusal> {
+        self.config.roots_pem = roots_pem;
+        // Also where no member's roots have changed: the own ones are among them.
+        self.roots_changed = true;
+        self.trust();
+        self.exported().await;
+        self.usable().map(drop)
+    }
+
     async fn remove(&mut self, cluster: &str) -> Result<(), Refusal> {
         let now = self.usable()?;
         let actions = if cluster == self.config.cluster {
@@ -264,7 +283,27 @@ impl Owner {
         }
     }
 
-    fn show(&self) -> Shown {
+    async fn grant(
+        &mut self,
+        cluster: &str,
+        namespaces: Grant,
+        may_admit: Option<bool>,
+    ) -> Result<(), Refusal> {
+        let now = self.usable()?;
+        let members = self.core.members();
+        let member = members.iter().find(|m| *m.member.record.cluster == *cluster);
+        let may_admit = may_admit.unwrap_or(member.is_some_and(|m| m.member.record.may_admit));
+        let actions = self.core.set_grant(cluster, namespaces, may_admit, now)?;
+        if self.act(actions).await {
+            Ok(())
+        } else {
+            Err(Refusal::busy(
+                "the store cannot be written at the moment; try again",
+            ))
+        }
+    }
+
+    fn show(&self, services: bool) -> Shown {
         let world = self.core.world();
         let (exports, seq) = self.core.exports();
         let members = self.core.members().into_iter().map(|status| {
@@ -274,10 +313,21 @@ impl Owner {
                 .get(cluster)
                 .map_or(0, |imports| imports.gateways.len());
             let refused = self.refused.get(cluster).into_iter().flatten();
+            let named = match world.clusters.get(cluster) {
+                _ if !services => None,
+                Some(imports) => Some(&imports.services),
+                None if **cluster == *self.config.cluster => Some(&exports.services),
+                None => None,
+            };
             ShownMember {
                 heard_unix_ms: self.heard.get(cluster).copied().unwrap_or_default(),
                 gateways,
                 refused: refused.map(|(_, refused)| refused.clone()).collect(),
+                services: named
+                    .into_iter()
+                    .flatten()
+                    .map(|(name, _)| name.to_string())
+                    .collect(),
                 dial_failure: self.dial_failures.get(cluster).cloned().unwrap_or_default(),
                 status,
             }
@@ -286,9 +336,20 @@ impl Owner {
             own: self.config.cluster.clone(),
             trust_domain: self.config.settings.trust_domain.clone(),
             members: members.collect(),
+            joining: self.core.joining(),
             exported: exports.services.len(),
             seq,
             endpoints: super::endpoints(&self.config, &self.offered.load()),
+            refused_exports: self
+                .core
+                .refused_exports()
+                .iter()
+                .map(|(name, refusal)| RefusedExport {
+                    namespace: name.namespace.to_string(),
+                    name: name.name.to_string(),
+                    message: refusal.code.message(&refusal.cause),
+                })
+                .collect(),
             version: env!("CARGO_PKG_VERSION").into(),
         }
     }
