@@ -38,9 +38,18 @@ pub(crate) fn trust_domain() -> TrustDomain {
 
 /// A discovery with a folder of its own.
 pub(crate) struct Lab {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     pub(crate) config: Config,
     pub(crate) running: Option<Running>,
+    /// The program itself instead, where a test kills it or looks at its memory.
+    pub(crate) process: Option<std::process::Child>,
+    root: Arc<TrustBundle>,
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.kill();
+    }
 }
 
 impl Lab {
@@ -49,6 +58,13 @@ impl Lab {
     }
 
     pub(crate) async fn start_with(edit: impl FnOnce(&mut Config)) -> Self {
+        let mut lab = Self::found_with(edit);
+        lab.boot().await;
+        lab
+    }
+
+    /// Founded, and not running yet.
+    pub(crate) fn found_with(edit: impl FnOnce(&mut Config)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut config = Config::new("mesh.example", vec!["discovery.test:15012".into()]);
         config.state_dir = dir.path().join("state");
@@ -63,13 +79,63 @@ impl Lab {
             ca_dir: None,
         };
         found(&founding).unwrap();
-        let mut lab = Self {
-            _dir: dir,
+        let pem = std::fs::read_to_string(config.state_dir.join("ca/root-cert.pem")).unwrap();
+        let trust_domain = config.trust_domain.parse().unwrap();
+        Self {
+            dir,
             config,
             running: None,
-        };
-        lab.boot().await;
-        lab
+            process: None,
+            root: Arc::new(TrustBundle::from_pem(trust_domain, &pem).unwrap()),
+        }
+    }
+
+    /// Starts `tombolo-discovery run`, and waits until it answers.
+    pub(crate) async fn spawn(&mut self) {
+        let mut options = std::fs::File::options();
+        let log = options.create(true).append(true).open(self.dir.path().join("discovery.log")).unwrap();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tombolo-discovery"));
+        command.args(["run", "--config"]).arg(self.dir.path().join("etc/discovery.yaml"));
+        command.stdin(std::process::Stdio::null());
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        self.process = Some(command.spawn().unwrap());
+        self.wait_for("discovery answers", async || {
+            tokio::net::TcpStream::connect(self.config.listen).await.is_ok()
+                && tokio::net::UnixStream::connect(&self.config.admin_socket).await.is_ok()
+        })
+        .await;
+    }
+
+    /// SIGKILL, for those who hold no more than a reference. [`Self::kill`] waits for its end.
+    pub(crate) fn sigkill(&self) {
+        let pid = i32::try_from(self.process.as_ref().unwrap().id()).unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+
+    /// What the process has logged.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("discovery.log")).unwrap_or_default()
+    }
+
+    /// Resident memory of the process in KiB.
+    pub(crate) fn resident_kib(&self) -> u64 {
+        let pid = self.process.as_ref().unwrap().id();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.running.as_ref().map_or(self.config.listen, |running| running.address)
     }
 
     pub(crate) async fn boot(&mut self) {
@@ -171,20 +237,14 @@ impl Lab {
         token
     }
 
+    /// The root that the mesh was founded with.
     pub(crate) fn bundle(&self) -> Arc<TrustBundle> {
-        let roots = std::fs::read_dir(self.config.state_dir.join("ca")).unwrap();
-        let root = roots
-            .flatten()
-            .map(|entry| entry.path())
-            .find(|path| path.ends_with("root-cert.pem"))
-            .unwrap();
-        let pem = std::fs::read_to_string(root).unwrap();
-        Arc::new(TrustBundle::from_pem(self.trust_domain(), &pem).unwrap())
+        Arc::clone(&self.root)
     }
 
     /// A connection, with a certificate if there is one, and its exporter.
     pub(crate) async fn dial(&self, identity: Option<Arc<WorkloadIdentity>>) -> (Channel, [u8; 32]) {
-        self.dial_at(self.running().address, identity).await
+        self.dial_at(self.address(), identity).await
     }
 
     pub(crate) async fn dial_at(

@@ -8,11 +8,17 @@
 
 mod admin;
 mod certificates;
+mod clusters;
 mod enrolment;
 mod federation;
+mod federation_churn;
+mod federation_hostile;
+mod federation_joins;
 mod gateways;
 mod hostile;
+mod hostile_member;
 mod lab;
 mod liveness;
 mod members;
+mod trust;
 mod xds;
