@@ -14,7 +14,7 @@ struct Stage {
     name: &'static str,
     /// Minutes on two cores with nothing built.
     budget_min: u32,
-    /// Words are separated by one space. `--show-output`: what a suite skips, and why, is to be seen.
+    /// Words, variables of the environment first. `--show-output`: what a suite skips, and why, is to be seen.
     commands: &'static [&'static str],
 }
 
@@ -77,7 +77,8 @@ const STAGES: &[Stage] = &[
     },
 ];
 
-/// What takes too long for every change: real kernels, on an emulated processor where there is no other.
+/// What takes too long for every change: thousands of seeds and cycles, and real kernels, on an emulated processor
+/// where there is no other.
 const SLOW: &[Stage] = &[
     Stage {
         name: "release build",
@@ -85,6 +86,21 @@ const SLOW: &[Stage] = &[
         commands: &[
             "cargo build --locked --release -p tombolo -p tombolo-agent -p tombolo-netd \
             -p tombolo-gateway -p tombolo-discovery",
+        ],
+    },
+    Stage {
+        name: "simulation",
+        budget_min: 20,
+        commands: &[
+            "SEEDS=10000 cargo test --locked -p tombolo-simulation --test federation -- --show-output",
+        ],
+    },
+    Stage {
+        name: "churn",
+        budget_min: 10,
+        commands: &[
+            "CHURN_CYCLES=1000 cargo test --locked -p tombolo-discovery --test discovery federation_churn \
+            -- --show-output",
         ],
     },
     Stage {
@@ -173,15 +189,21 @@ fn run_of(stages: &[Stage], names: &[&str]) -> Result<()> {
 }
 
 fn step(command: &str, counts: &mut Counts) -> Result<bool> {
-    let (program, args) = command.split_once(' ').context("a command with arguments")?;
-    let args = args.split_whitespace();
+    let mut words = command.split_whitespace().peekable();
+    let mut variables = Vec::new();
+    while let Some(variable) = words.peek().and_then(|word| word.split_once('=')) {
+        variables.push(variable);
+        words.next();
+    }
+    let program = words.next().context("a command")?;
     let program = if program == "cargo" {
         env!("CARGO")
     } else {
         program
     };
     let mut child = Command::new(program)
-        .args(args)
+        .args(words)
+        .envs(variables)
         // Tests print SKIPPED on stdout, which the harness captures unless it is told not to.
         .env("RUST_BACKTRACE", "0")
         .stdout(Stdio::piped())

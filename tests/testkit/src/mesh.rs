@@ -15,6 +15,8 @@ pub struct MeshOptions {
     pub trust_domain: String,
     /// More arguments of `tombolo-discovery init`.
     pub init: Vec<String>,
+    /// Domains that the hosts' own resolver leaves to their agents.
+    pub mesh_domains: Vec<String>,
     /// Links of every host.
     pub shape: Shape,
     /// The programs of all hosts follow [`Mesh::clock`].
@@ -26,6 +28,7 @@ impl Default for MeshOptions {
         Self {
             trust_domain: "mesh.example".into(),
             init: Vec::new(),
+            mesh_domains: vec!["mesh.internal".into()],
             shape: Shape::default(),
             clock: false,
         }
@@ -211,42 +214,42 @@ impl Mesh {
     pub fn bare(&mut self, name: &str) -> Result<Vm> {
         let shape = self.options.shape;
         let host = self.lab.host_shaped(name, shape)?;
-        self.dress(host)
+        let upstream = format!("server={}\n", host.router());
+        self.dress(host, &upstream)
     }
 
-    /// As [`Self::bare`] in a private network, as `10.0.0.LAST`.
+    /// As [`Self::bare`] in a private network, as `10.0.0.LAST`. Nothing but port 443 leads out of there: ordinary names
+    /// are refused at once.
     ///
     /// # Errors
     /// As [`Self::bare`].
     pub fn bare_in(&mut self, lan: &mut Lan, name: &str, last: u8) -> Result<Vm> {
         let host = self.lab.lan_host(lan, name, last)?;
-        self.dress(host)
+        self.dress(host, "")
     }
 
-    fn dress(&self, host: Host) -> Result<Vm> {
+    fn dress(&self, host: Host, upstream: &str) -> Result<Vm> {
         let shape = self.options.shape;
         if self.options.clock {
             host.follow(&self.clock);
         }
-        let upstream = host.router();
         let dns_vip = if shape.ipv4 { DNS_VIP } else { "2001:2:0:ffff::254" };
+        let domains = self.options.mesh_domains.iter();
+        let domains: String = domains
+            .map(|domain| format!("server=/{domain}/{dns_vip}\n"))
+            .collect();
         host.write(
             "/etc/tombolo-dnsmasq.conf",
             &format!(
                 "no-resolv\nno-hosts\nno-poll\nuser=root\npid-file=\nlisten-address=127.0.0.1\nbind-interfaces\ncache-size=0\n\
-                 server={upstream}\nserver=/mesh.internal/{dns_vip}\n"
+                 {upstream}{domains}"
             ),
         )?;
         // The word of the host's owner: log every connection, not only the refused.
         host.write("/etc/tombolo/agent.yaml", "access_log: all\n")?;
-        let dnsmasq = host.spawn(
-            "dnsmasq",
-            &["--keep-in-foreground", "--conf-file=/etc/tombolo-dnsmasq.conf"],
-        )?;
-        Ok(Vm {
-            dnsmasq: Some(dnsmasq),
-            host,
-        })
+        let mut vm = Vm { dnsmasq: None, host };
+        vm.start_dnsmasq()?;
+        Ok(vm)
     }
 
     /// A host that is enrolled into a group and ready.
@@ -333,6 +336,16 @@ impl Vm {
             .first()
             .copied()
             .context("the agent is not running")
+    }
+
+    /// Starts the host's dnsmasq (again).
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_dnsmasq(&mut self) -> Result<()> {
+        let arguments = ["--keep-in-foreground", "--conf-file=/etc/tombolo-dnsmasq.conf"];
+        self.dnsmasq = Some(self.host.spawn("dnsmasq", &arguments)?);
+        Ok(())
     }
 
     /// Stops the host's dnsmasq.

@@ -6,36 +6,45 @@ use std::time::{Duration, Instant};
 use tombolo_testkit::{Gateway, Host, Lan, Mesh, MeshOptions, Nginx, Process, Vm, wait_for};
 
 /// Two discoveries in one lab; the verbs of [`Mesh`] speak to the one that is chosen.
-struct Clusters {
-    vms: Vec<Vm>,
+pub(crate) struct Clusters {
+    pub(crate) vms: Vec<Vm>,
     gateways: Vec<Gateway>,
     east_discovery: Process,
-    mesh: Mesh,
+    east_domain: String,
+    pub(crate) mesh: Mesh,
     /// The discovery that is not chosen.
     other: Host,
     lans: Vec<Lan>,
 }
 
-const WEST: usize = 0;
-const EAST: usize = 1;
+pub(crate) const WEST: usize = 0;
+pub(crate) const EAST: usize = 1;
 
-fn service(name: &str) -> String {
-    format!("{name}.shop.svc.mesh.internal")
+const MESH_DOMAIN: &str = "mesh.internal";
+
+pub(crate) fn service(name: &str) -> String {
+    format!("{name}.shop.svc.{MESH_DOMAIN}")
 }
 
-fn url(name: &str) -> String {
+pub(crate) fn url(name: &str) -> String {
     format!("http://{}/", service(name))
 }
 
-fn serve(vm: &Vm, name: &str) -> Result<Nginx> {
+pub(crate) fn serve(vm: &Vm, name: &str) -> Result<Nginx> {
     Nginx::start(&vm.host, 8080, &format!("{name} speaks"))
 }
 
 impl Clusters {
     /// West and east: in each a gateway, and a VM 10.0.0.5 with a service that is exported.
-    fn start(name: &str) -> Result<Self> {
+    pub(crate) fn start(name: &str) -> Result<Self> {
+        Self::start_with(name, MESH_DOMAIN)
+    }
+
+    /// The same with another mesh domain in the east.
+    fn start_with(name: &str, east_domain: &str) -> Result<Self> {
         let options = MeshOptions {
             trust_domain: "west.example".into(),
+            mesh_domains: vec![MESH_DOMAIN.into(), east_domain.into()],
             ..MeshOptions::default()
         };
         let mut mesh = Mesh::start(name, options)?;
@@ -45,6 +54,8 @@ impl Clusters {
             "init",
             "--trust-domain",
             "east.example",
+            "--mesh-domain",
+            east_domain,
             "--advertise",
             &advertise,
         ];
@@ -56,6 +67,7 @@ impl Clusters {
             vms: Vec::new(),
             gateways: Vec::new(),
             east_discovery,
+            east_domain: east_domain.to_owned(),
             mesh,
             other,
             lans,
@@ -63,7 +75,8 @@ impl Clusters {
         for (at, vm, gateway) in [(WEST, "front", "gw-west"), (EAST, "back", "gw-east")] {
             made.on(at, |mesh, lan| {
                 let gateway = mesh.gateway(gateway, "", lan, 201)?;
-                mesh.apply(&group(vm))?;
+                let domain = if at == EAST { east_domain } else { MESH_DOMAIN };
+                mesh.apply(&group(vm).replace(MESH_DOMAIN, domain))?;
                 let host = mesh.bare_in(lan, vm, 5)?;
                 host.up(&mesh.token(vm)?)?;
                 Ok((host, gateway))
@@ -76,7 +89,11 @@ impl Clusters {
         Ok(made)
     }
 
-    fn on<T>(&mut self, at: usize, verb: impl FnOnce(&mut Mesh, &mut Lan) -> Result<T>) -> Result<T> {
+    pub(crate) fn on<T>(
+        &mut self,
+        at: usize,
+        verb: impl FnOnce(&mut Mesh, &mut Lan) -> Result<T>,
+    ) -> Result<T> {
         if at == EAST {
             std::mem::swap(&mut self.mesh.control, &mut self.other);
         }
@@ -87,12 +104,12 @@ impl Clusters {
         result
     }
 
-    fn tombolo(&mut self, at: usize, line: &str) -> Result<String> {
+    pub(crate) fn tombolo(&mut self, at: usize, line: &str) -> Result<String> {
         self.on(at, |mesh, _| mesh.tombolo(line))
     }
 
     /// The one command on each side.
-    fn join(&mut self) -> Result<Duration> {
+    pub(crate) fn join(&mut self) -> Result<Duration> {
         let invite = "cluster invite east --trust-domain east.example --namespaces shop";
         let token = self.tombolo(WEST, invite)?;
         let begun = Instant::now();
@@ -110,11 +127,19 @@ impl Clusters {
         Ok(state.unwrap_or_default().to_owned())
     }
 
-    fn answers(&self, at: usize, name: &str) -> Result<()> {
-        let from = &self.vms[at];
-        let body = wait_for(&url(name), PATIENCE, || {
-            Ok(from.curl(&url(name))?.checked()?.stdout)
-        });
+    /// What a caller of a cluster calls a service, wherever that is.
+    fn url_at(&self, at: usize, name: &str) -> String {
+        let domain = if at == EAST {
+            &self.east_domain
+        } else {
+            MESH_DOMAIN
+        };
+        url(name).replace(MESH_DOMAIN, domain)
+    }
+
+    pub(crate) fn answers(&self, at: usize, name: &str) -> Result<()> {
+        let (from, url) = (&self.vms[at], self.url_at(at, name));
+        let body = wait_for(&url, PATIENCE, || Ok(from.curl(&url)?.checked()?.stdout));
         let logs = || {
             let of = |gateway: &Gateway| tail(&gateway.log());
             let gateways: Vec<String> = self.gateways.iter().map(of).collect();
@@ -143,7 +168,7 @@ fn tail(log: &str) -> String {
     lines[lines.len().saturating_sub(12)..].join("\n")
 }
 
-fn group(name: &str) -> String {
+pub(crate) fn group(name: &str) -> String {
     format!(
         "apiVersion: networking.istio.io/v1\nkind: WorkloadGroup\nmetadata:\n  name: {name}\n  namespace: shop\n  \
          annotations: {{tombolo.io/address-cidrs: 10.0.0.0/24}}\nspec:\n  template:\n    serviceAccount: {name}\n    \
@@ -158,7 +183,8 @@ fn group(name: &str) -> String {
 #[test]
 fn two_clusters_join_call_and_part() -> Result<()> {
     needs_root!();
-    let mut clusters = Clusters::start("federation")?;
+    // Each side calls the other's services by its own mesh domain.
+    let mut clusters = Clusters::start_with("federation", "east.internal")?;
     let _servers = (
         serve(&clusters.vms[WEST], "front")?,
         serve(&clusters.vms[EAST], "back")?,
@@ -233,7 +259,7 @@ fn two_clusters_join_call_and_part() -> Result<()> {
     );
     for (at, name) in [(WEST, "back"), (EAST, "front")] {
         wait_for("no call", PATIENCE, || {
-            ensure!(!clusters.vms[at].curl(&url(name))?.ok());
+            ensure!(!clusters.vms[at].curl(&clusters.url_at(at, name))?.ok());
             Ok(())
         })?;
     }

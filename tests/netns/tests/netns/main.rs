@@ -5,12 +5,18 @@
 mod commands;
 mod containers;
 mod enrolment;
+mod exports;
 mod federation;
+mod federation_scale;
 mod gateway;
+mod gateway_entry;
+mod gateway_life;
+mod gateway_refusals;
 mod guard;
 mod hostile;
 mod lab;
 mod lifecycle;
+mod load;
 mod liveness;
 mod metrics;
 mod migration;
@@ -21,6 +27,7 @@ mod reload_limits;
 mod survival;
 mod time;
 mod traffic;
+mod trust;
 mod visible;
 mod wan;
 
