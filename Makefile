@@ -1,5 +1,5 @@
 # Two commands do everything on a fresh Debian or Ubuntu machine:
-#   make demo   the main job end to end, on network namespaces of this machine (KEEP=1 leaves the mesh up, PAUSE=1 steps)
+#   make demo   the main job end to end, on network namespaces of this machine (KEEP=1 leaves it up, PAUSE=1 steps, CLUSTERS=1: the second part alone)
 #   make test   format, lints, unit, property, netns, interop and package suites
 # Both install what is missing with apt (asking sudo), build as you, and use root only for network namespaces.
 SHELL := /bin/bash
@@ -7,7 +7,7 @@ SHELL := /bin/bash
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 BINS := -p tombolo -p tombolo-agent -p tombolo-netd -p tombolo-gateway -p tombolo-discovery -p tombolo-testkit -p tombolo-demo
 
-.PHONY: help setup build demo test test-slow bench bench-wan clean
+.PHONY: help setup build demo test test-slow fuzz bench bench-wan bench-sessions clean
 help:
 	@sed -n '2,4s/^# //p' Makefile
 
@@ -18,7 +18,7 @@ build: setup
 	cargo build --locked --release $(BINS)
 
 demo: build
-	@$(ROOT) target/release/tombolo-demo $(if $(KEEP),--keep) $(if $(PAUSE),--pause)
+	@$(ROOT) target/release/tombolo-demo $(if $(KEEP),--keep) $(if $(PAUSE),--pause) $(if $(CLUSTERS),--clusters)
 
 test: setup packages-setup
 	@$(ROOT) cargo run --locked --quiet --package xtask -- ci
@@ -29,6 +29,10 @@ test-slow: setup packages-setup
 	@./packaging/box/setup.sh --vagrant
 	@$(ROOT) env TOMBOLO_VM_RESULTS=$(CURDIR)/tests/vm/RESULTS.md cargo run --locked --quiet --package xtask -- slow
 
+# Each fuzz target under libFuzzer, SECS=60 seconds each.
+fuzz:
+	@./fuzz/run.sh
+
 bench: setup
 	cargo build --locked --release $(BINS)
 	@$(ROOT) benches/run.sh
@@ -37,6 +41,11 @@ bench: setup
 bench-wan: setup
 	cargo build --locked --release -p tombolo-bench-wan
 	@$(ROOT) benches/wan.sh $(WAN)
+
+# Memory and CPU of a gateway with thousands of reverse sessions; SESSIONS="--count 500" for other arguments.
+bench-sessions: setup
+	cargo build --locked --release $(BINS) -p tombolo-bench-sessions
+	@$(ROOT) benches/sessions.sh $(SESSIONS)
 
 -include packaging/packages.mk
 

@@ -4,11 +4,20 @@ use anyhow::{Context as _, Result};
 use std::time::{Duration, Instant};
 use tombolo_testkit::{Host, Output};
 
+/// A measured claim.
+struct Row {
+    step: u32,
+    what: String,
+    value: String,
+    /// None: it holds, and there is nothing to measure.
+    took: Option<Duration>,
+}
+
 /// The story so far.
 pub(crate) struct Story {
     begun: Instant,
     pause: bool,
-    rows: Vec<(String, String, Duration)>,
+    rows: Vec<Row>,
     step: u32,
 }
 
@@ -32,15 +41,25 @@ impl Story {
         println!("\n{}. {title}", self.step);
     }
 
+    /// Leaves out the steps before this one, so that each has one number whatever is played.
+    pub(crate) fn next_is(&mut self, step: u32) {
+        self.step = step - 1;
+    }
+
     /// Says something.
     pub(crate) fn say(&self, text: &str) {
         println!("   {text}");
     }
 
-    /// Runs a line on a host as a person would type it and shows what it printed.
+    /// Runs a line on a host as a person would type it and shows what it printed. The output has both in its `stdout`, in
+    /// the order in which they came.
     pub(crate) fn type_on(&self, host: &Host, line: &str) -> Result<(Output, Duration)> {
+        self.run(host, line, "exec 2>&1\n")
+    }
+
+    fn run(&self, host: &Host, line: &str, before: &str) -> Result<(Output, Duration)> {
         let begun = Instant::now();
-        let output = host.sh(line)?;
+        let output = host.sh(&format!("{before}{line}"))?;
         let took = begun.elapsed();
         println!("   {}$ {}", host.name(), shorten(line));
         for text in output.text().trim_end().lines().take(12) {
@@ -53,44 +72,53 @@ impl Story {
     /// As [`Self::type_on`] for a line that must succeed.
     pub(crate) fn must(&self, host: &Host, line: &str) -> Result<(String, Duration)> {
         let (output, took) = self.type_on(host, line)?;
-        let stdout = output
-            .checked()
-            .with_context(|| format!("on {}: {line}", host.name()))?
-            .stdout;
-        Ok((stdout, took))
+        Ok((succeeded(host, line, output)?, took))
+    }
+
+    /// As [`Self::must`] for a line that makes a token or an invite, which is returned.
+    pub(crate) fn secret(&self, host: &Host, line: &str) -> Result<String> {
+        let (output, _) = self.run(host, line, "")?;
+        Ok(succeeded(host, line, output)?.trim().to_owned())
     }
 
     /// A row of the table at the end.
     pub(crate) fn result(&mut self, what: &str, value: impl Into<String>, took: Duration) {
-        let value = value.into();
-        println!("   => {what}: {value} ({})", time(took));
-        self.rows.push((what.to_owned(), value, took));
+        self.row(what, value.into(), Some(took));
+    }
+
+    /// As [`Self::result`] where there is no time to tell.
+    pub(crate) fn holds(&mut self, what: &str, value: impl Into<String>) {
+        self.row(what, value.into(), None);
+    }
+
+    fn row(&mut self, what: &str, value: String, took: Option<Duration>) {
+        let timed = took.map(|took| format!(" ({})", time(took)));
+        println!("   => {what}: {value}{}", timed.unwrap_or_default());
+        self.rows.push(Row {
+            step: self.step,
+            what: what.to_owned(),
+            value,
+            took,
+        });
     }
 
     /// Ends it with the table.
     pub(crate) fn end(&self) {
-        let width = self
-            .rows
-            .iter()
-            .map(|row| row.0.chars().count())
-            .max()
-            .unwrap_or(0);
-        let middle = self
-            .rows
-            .iter()
-            .map(|row| row.1.chars().count())
-            .max()
-            .unwrap_or(0);
+        let longest = |of: fn(&Row) -> &str| {
+            let all = self.rows.iter().map(|row| of(row).chars().count());
+            all.max().unwrap_or(0)
+        };
+        let (width, middle) = (longest(|row| &row.what), longest(|row| &row.value));
         println!("\nResults");
-        for (what, value, took) in &self.rows {
-            println!("  {what:width$}  {value:middle$}  {}", time(*took));
+        for row in &self.rows {
+            let took = row.took.map(time).unwrap_or_default();
+            println!(
+                "  {:2}  {:width$}  {:middle$}  {took}",
+                row.step, row.what, row.value
+            );
         }
-        println!(
-            "  {:width$}  {:middle$}  {}",
-            "the whole story",
-            "",
-            time(self.begun.elapsed())
-        );
+        let all = time(self.begun.elapsed());
+        println!("      {:width$}  {:middle$}  {all}", "the whole story", "");
     }
 
     pub(crate) fn elapsed(&self) -> Duration {
@@ -98,9 +126,32 @@ impl Story {
     }
 }
 
-/// Tokens are secrets and long: only their beginning is shown.
+fn succeeded(host: &Host, line: &str, output: Output) -> Result<String> {
+    let done = output.checked();
+    Ok(done
+        .with_context(|| format!("on {}: {line}", host.name()))?
+        .stdout)
+}
+
+/// What matters here of a line of the access log.
+pub(crate) fn logged(line: &str) -> String {
+    let wanted = [
+        "connection",
+        "complete",
+        "direction=",
+        "src_identity=",
+        "dst_service=",
+        "bytes_",
+    ];
+    let words = line
+        .split(' ')
+        .filter(|word| wanted.iter().any(|start| word.starts_with(start)));
+    words.collect::<Vec<_>>().join(" ")
+}
+
+/// Tokens and invites are secrets and long: only their beginning is shown.
 fn shorten(line: &str) -> String {
-    let Some(start) = line.find("tmb1_") else {
+    let Some(start) = ["tmb1_", "tmi1_"].iter().find_map(|prefix| line.find(prefix)) else {
         return line.chars().take(160).collect();
     };
     let end = line[start..]

@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 #[derive(Debug)]
 pub struct Lan {
     ns: String,
+    address: Ipv4Addr,
     hosts: u8,
 }
 
@@ -14,6 +15,11 @@ impl Lan {
     /// Network namespace of its router: hosts are on `br0`, the internet on `up0`.
     pub fn namespace(&self) -> &str {
         &self.ns
+    }
+
+    /// Address on the internet: what others see of everybody inside.
+    pub fn address(&self) -> Ipv4Addr {
+        self.address
     }
 
     /// Runs a command on its router.
@@ -50,7 +56,11 @@ impl Lab {
         ] {
             run("ip", &step.split(' ').collect::<Vec<_>>())?;
         }
-        let lan = Lan { ns, hosts: 0 };
+        let lan = Lan {
+            ns,
+            address: Ipv4Addr::new(10, 77, n, 2),
+            hosts: 0,
+        };
         for line in [
             "sysctl -qw net.ipv4.ip_forward=1",
             "iptables -P INPUT DROP",
