@@ -48,6 +48,13 @@ pub(crate) struct Create {
     /// Network of the members.
     #[arg(long, value_name = "NETWORK", default_value = "")]
     network: String,
+    /// Export the service: joined clusters can call it (label istio.io/global).
+    #[arg(long, conflicts_with = "no_service")]
+    export: bool,
+    /// The VMs only dial out, for example behind NAT: they are called through the gateways of their network (annotation
+    /// tombolo.io/reach: outbound).
+    #[arg(long)]
+    outbound: bool,
     /// Only the WorkloadGroup.
     #[arg(long)]
     no_service: bool,
@@ -101,6 +108,8 @@ impl Create {
             labels: self.labels.iter().cloned().collect::<BTreeMap<_, _>>(),
             network: self.network.clone(),
             mesh_domain,
+            exported: self.export,
+            outbound_only: self.outbound,
         };
         let (group, service) = new
             .objects()
@@ -149,5 +158,8 @@ mod tests {
         assert_eq!(ours[1]["spec"]["hosts"][0], "catalog.shop.svc.mesh.internal");
         assert_eq!(ours[1]["spec"]["ports"][0]["number"], 80);
         assert_eq!(resources("wg create catalog --no-service").len(), 1);
+        let told = resources("wg create catalog --export --outbound");
+        assert_eq!(told[0]["metadata"]["annotations"]["tombolo.io/reach"], "outbound");
+        assert_eq!(told[1]["metadata"]["labels"]["istio.io/global"], "true");
     }
 }

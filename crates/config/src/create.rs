@@ -24,6 +24,10 @@ pub struct NewWorkloadGroup {
     pub network: String,
     /// For example `mesh.internal`.
     pub mesh_domain: String,
+    /// The service is exported to joined clusters.
+    pub exported: bool,
+    /// The VMs only dial out: they are called through the gateways of their network.
+    pub outbound_only: bool,
 }
 
 /// A port as it is typed: `http=80:8080` is name, port of the service, port on the VM; `http=8080` uses one number for
@@ -131,10 +135,18 @@ impl NewWorkloadGroup {
             ..ServiceEntrySpec::default()
         };
         let metadata = || Metadata::named(&self.namespace, &self.name);
-        let (group, service) = (
+        let (mut group, mut service) = (
             Object::<WorkloadGroupSpec>::new(metadata(), group),
             Object::<ServiceEntrySpec>::new(metadata(), service),
         );
+        if self.outbound_only {
+            let annotations = &mut group.metadata.annotations;
+            annotations.insert(annotation::REACH.to_owned(), "outbound".to_owned());
+        }
+        if self.exported {
+            let labels = &mut service.metadata.labels;
+            labels.insert(annotation::GLOBAL.to_owned(), "true".to_owned());
+        }
         let mut refused = Resource::from(group.clone()).validate();
         refused.extend(Resource::from(service.clone()).validate());
         refused.retain(|finding| !finding.warning);
@@ -244,6 +256,8 @@ mod tests {
             labels: BTreeMap::from([("version".into(), "v1".into())]),
             network: String::new(),
             mesh_domain: "mesh.internal".into(),
+            exported: false,
+            outbound_only: false,
         };
         let (group, service) = new.objects().unwrap();
         assert_eq!(
@@ -279,6 +293,16 @@ mod tests {
             (entry.spec.address.as_str(), entry.spec.network.as_str()),
             ("10.0.0.1", "n1")
         );
+
+        let (behind_nat, exported) = NewWorkloadGroup {
+            exported: true,
+            outbound_only: true,
+            ..new.clone()
+        }
+        .objects()
+        .unwrap();
+        assert_eq!(behind_nat.metadata.annotations["tombolo.io/reach"], "outbound");
+        assert_eq!(exported.metadata.labels["istio.io/global"], "true");
 
         let reserved = NewWorkloadGroup {
             namespace: "istio-system".into(),

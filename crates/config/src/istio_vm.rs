@@ -97,6 +97,8 @@ pub fn read_istio_vm(files: &IstioVmFiles<'_>, ports: &[NewPort]) -> Result<Isti
         labels: labels(get("ISTIO_METAJSON_LABELS"))?,
         network: get("ISTIO_META_NETWORK").to_owned(),
         mesh_domain: files.mesh_domain.to_owned(),
+        exported: false,
+        outbound_only: false,
     };
     let (mut group, service) = new.objects()?;
     group.spec.probe = config
