@@ -293,7 +293,7 @@ fn ten_clusters_join_are_parted_and_heal() -> Result<()> {
     let (a, b) = (list(&sites[..half]), list(&sites[half..]));
     let rules = format!(
         "table ip parted {{ chain forward {{ type filter hook forward priority 0; \
-         ip saddr {{ {a} }} ip daddr {{ {b} }} drop; ip saddr {{ {b} }} ip daddr {{ {a} }} drop; }} }}"
+         ip saddr {{ {a} }} ip daddr {{ {b} }} drop; ip saddr {{ {b} }} ip daddr {{ {a} }} drop; }}; }}"
     );
     lab.on_router(&["nft", &rules])?;
     let parted = Instant::now();
