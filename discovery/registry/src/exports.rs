@@ -4,15 +4,14 @@ use crate::{
     Registry,
     content::{self, ObjectKey, Output},
     imports::imported_host,
-    registry::Producer,
     services::is_carried,
     state::{EntryState, ServiceState},
     workloads::is_tunnelled,
 };
 use std::collections::{BTreeMap, BTreeSet};
-use tombolo_config::{Kind, WorkloadEntrySpec, annotation};
+use tombolo_config::{Kind, WorkloadEntrySpec};
 use tombolo_proto::{tombolo::v1::ExportedService, type_url};
-use tombolo_types::{SpiffeId, check_label, reserved_namespace};
+use tombolo_types::{SpiffeId, check_label};
 
 /// A service as clusters tell each other: no single endpoints.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,17 +66,6 @@ struct Counted<'a> {
 }
 
 impl Registry {
-    /// Namespaces whose services are all exported, `*` for every one but the reserved ones. The label
-    /// `istio.io/global` of a service says otherwise for it.
-    pub fn set_export_rules(&mut self, namespaces: BTreeSet<String>) {
-        if self.export_rules != namespaces {
-            self.export_rules = namespaces;
-            self.exports_dirty.extend(self.services.keys().cloned());
-            let producers = self.services.keys().cloned().map(Producer::Object);
-            self.dirty.extend(producers);
-        }
-    }
-
     /// What other clusters may be told: own services only, never imported ones (no transit). Ordered by namespace and
     /// name; costs what has changed since the last call, and a copy.
     pub fn exports(&mut self) -> Vec<Export> {
@@ -94,21 +82,8 @@ impl Registry {
         all
     }
 
-    fn is_exported(&self, service: &ServiceState) -> bool {
-        let namespace = &*service.key.namespace;
-        let export_to = &service.spec().export_to;
-        // What its author shows to some namespaces only would be seen by all elsewhere.
-        let public = export_to.is_empty() || export_to.iter().any(|to| to == "*");
-        let label = service.object.metadata.labels.get(annotation::GLOBAL);
-        let by_rule = || {
-            self.export_rules.contains(namespace)
-                || (self.export_rules.contains("*") && !reserved_namespace(namespace))
-        };
-        public && label.map_or_else(by_rule, |label| label == "true")
-    }
-
     fn exports_of(&self, key: &ObjectKey) -> Vec<Export> {
-        let Some(service) = self.services.get(key).filter(|service| self.is_exported(service)) else {
+        let Some(service) = self.services.get(key) else {
             return Vec::new();
         };
         let names = self.exported_names(key, service);
@@ -116,19 +91,7 @@ impl Registry {
             return Vec::new();
         }
         let (endpoints, sans) = self.counted(service);
-        let ports: Vec<ServicePort> = service
-            .spec()
-            .ports
-            .iter()
-            .filter(|port| is_carried(port))
-            .filter_map(|port| {
-                Some(ServicePort {
-                    name: port.name.clone(),
-                    port: u16::try_from(port.number).ok()?,
-                    protocol: port.protocol.clone(),
-                })
-            })
-            .collect();
+        let ports = Self::exported_ports(service);
         let one = |name: &str| Export {
             namespace: key.namespace.to_string(),
             name: name.to_owned(),
@@ -139,8 +102,29 @@ impl Registry {
         names.into_iter().map(one).collect()
     }
 
-    /// Names of an exported service. Only its own: what else it is called means something else elsewhere.
+    /// Ports that are carried.
+    pub(crate) fn exported_ports(service: &ServiceState) -> Vec<ServicePort> {
+        let ports = service.spec().ports.iter().filter(|port| is_carried(port));
+        ports
+            .filter_map(|port| {
+                Some(ServicePort {
+                    name: port.name.clone(),
+                    port: u16::try_from(port.number).ok()?,
+                    protocol: port.protocol.clone(),
+                })
+            })
+            .collect()
+    }
+
+    /// Names under which a service is exported.
     fn exported_names<'a>(&self, key: &ObjectKey, service: &'a ServiceState) -> Vec<&'a str> {
+        let mut names = self.own_names(key, service);
+        names.retain(|name| self.exported_by(service, name).is_some());
+        names
+    }
+
+    /// Names under which a service can be exported. Only its own: what else it is called means something else elsewhere.
+    pub(crate) fn own_names<'a>(&self, key: &ObjectKey, service: &'a ServiceState) -> Vec<&'a str> {
         let suffix = format!(".{}.svc.{}", key.namespace, self.settings.mesh_domain);
         let names = service.hosts.iter().filter(|host| self.owns(key, host));
         let names = names.filter_map(|host| host.strip_suffix(&suffix));
@@ -151,7 +135,7 @@ impl Registry {
 
     /// What gateways are told: these names may be called from other trust domains.
     pub(crate) fn export_outputs(&self, key: &ObjectKey) -> Vec<Output> {
-        let Some(service) = self.services.get(key).filter(|service| self.is_exported(service)) else {
+        let Some(service) = self.services.get(key) else {
             return Vec::new();
         };
         let one = |name: &str| {
@@ -163,7 +147,8 @@ impl Registry {
             let resource = content::key(&message.namespace, &message.hostname);
             content::resource(type_url::EXPORTED_SERVICE, resource, &message)
         };
-        let names = self.exported_names(key, service);
+        let mut names = self.exported_names(key, service);
+        names.retain(|name| !self.is_refused(&key.namespace, name));
         names.into_iter().map(one).collect()
     }
 

@@ -13,6 +13,7 @@
 mod authorization;
 mod changes;
 mod content;
+mod export_rules;
 mod exports;
 mod imports;
 mod mesh_check;
@@ -28,6 +29,7 @@ mod vips;
 mod workloads;
 mod world;
 
+pub use export_rules::{ExportState, ExportStates, ExportVerdict, ExportedBy};
 pub use exports::{EndpointSummary, Export, ServicePort};
 pub use imports::{ImportedGateway, ImportedVip, Imports, foreign_network};
 pub use mesh_check::{MeshCheck, validate_in_mesh};

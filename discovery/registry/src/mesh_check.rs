@@ -40,7 +40,11 @@ pub fn validate_in_mesh(resource: &Resource, mesh: &MeshSettings, protected_host
         Resource::WorkloadEntry(object) => endpoint(&mut check, "spec.address", &object.spec, mesh),
         Resource::AuthorizationPolicy(object) => authorization_policy(&mut check, object, mesh),
         Resource::PeerAuthentication(object) => peer_policy(&mut check, object, mesh),
-        Resource::WorkloadGroup(_) | Resource::JoinToken(_) | Resource::Device(_) => {}
+        Resource::WorkloadGroup(_)
+        | Resource::ServiceExport(_)
+        | Resource::Namespace(_)
+        | Resource::JoinToken(_)
+        | Resource::Device(_) => {}
     }
     let title = resource.title();
     check.diagnostics = check

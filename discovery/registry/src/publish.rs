@@ -88,6 +88,8 @@ impl Registry {
             }
             Kind::AuthorizationPolicy => self.policy_outputs(object),
             Kind::PeerAuthentication => self.peer_policy_outputs(object),
+            // What these say is in the resources of the services that they are about.
+            Kind::ServiceExport | Kind::Namespace => Vec::new(),
             Kind::WorkloadGroup | Kind::JoinToken | Kind::Device => Vec::new(),
         }
     }

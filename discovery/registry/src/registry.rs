@@ -1,6 +1,7 @@
 use crate::{
     Allocation, Export, Imports, MeshSettings, Watermark, World,
     content::ObjectKey,
+    export_rules::ExportRules,
     imports::imported_host,
     networks::{NetworkState, Places},
     selectors::{Labelled, Selectors},
@@ -85,8 +86,8 @@ pub struct Registry {
     /// What clusters say about a service, by what stands for it among the objects.
     pub(crate) imported: BTreeMap<ObjectKey, BTreeMap<Arc<str>, Export>>,
     pub(crate) imported_vips: BTreeMap<ObjectKey, HostAddresses>,
-    /// Namespaces whose services are exported.
-    pub(crate) export_rules: BTreeSet<String>,
+    /// What is said about export.
+    pub(crate) rules: ExportRules,
     pub(crate) exported: BTreeMap<ObjectKey, Vec<Export>>,
     pub(crate) exports_dirty: BTreeSet<ObjectKey>,
 
@@ -126,7 +127,7 @@ impl Registry {
             imports: BTreeMap::new(),
             imported: BTreeMap::new(),
             imported_vips: BTreeMap::new(),
-            export_rules: BTreeSet::new(),
+            rules: ExportRules::default(),
             exported: BTreeMap::new(),
             exports_dirty: BTreeSet::new(),
             dirty: BTreeSet::from([Producer::Mesh]),
@@ -148,6 +149,8 @@ impl Registry {
             Resource::ServiceEntry(object) => self.put_service(ServiceState::new(object)),
             Resource::AuthorizationPolicy(object) => self.put_policy(object),
             Resource::PeerAuthentication(object) => self.put_peer_policy(object),
+            Resource::ServiceExport(object) => self.put_service_export(&object),
+            Resource::Namespace(object) => self.put_namespace(&object),
             Resource::JoinToken(_) | Resource::Device(_) => {}
         }
     }
@@ -165,6 +168,8 @@ impl Registry {
             Kind::ServiceEntry => self.drop_service(&key),
             Kind::AuthorizationPolicy => self.drop_policy(&key),
             Kind::PeerAuthentication => self.drop_peer_policy(&key),
+            Kind::ServiceExport => self.drop_service_export(&key),
+            Kind::Namespace => self.drop_namespace(&key),
             Kind::JoinToken | Kind::Device => {}
         }
     }

@@ -3,7 +3,10 @@
 use crate::support::*;
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 use tombolo_config::{Kind, Resource};
 use tombolo_registry::{
     Allocation, EndpointSummary, Export, Health, ImportedGateway, ImportedVip, Imports, Registry,
@@ -30,6 +33,10 @@ enum Step {
     Allocate,
     Imports(usize, Option<Imports>),
     ExportRule(Option<usize>),
+    /// A ServiceExport, or a Namespace.
+    RemoveExport(usize, bool),
+    /// `a` of a namespace is refused by the other clusters.
+    Refused(Option<usize>),
     AllocateImported,
     DropUnused,
     /// A status written by somebody else, or restored: this address for this host.
@@ -267,6 +274,23 @@ fn peer_step() -> impl Strategy<Value = Value> {
         })
 }
 
+/// A ServiceExport of `a.shop`, or of a name that nobody has; labels of namespaces.
+fn export_step() -> impl Strategy<Value = Value> {
+    (namespace(), any::<bool>(), prop::option::of(any::<bool>())).prop_map(|(ns, known, global)| match global
+    {
+        None => object(
+            Kind::ServiceExport,
+            metadata(ns, if known { "a" } else { "o0" }, 0, json!({})),
+            json!({}),
+        ),
+        Some(global) => {
+            let labels = json!({"istio.io/global": global.to_string()});
+            let metadata = json!({"name": NAMESPACES[ns], "labels": if known { labels } else { json!({}) }});
+            object(Kind::Namespace, metadata, json!({}))
+        }
+    })
+}
+
 fn step() -> impl Strategy<Value = Step> {
     let kinds = vec![
         Kind::WorkloadGroup,
@@ -289,6 +313,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => name().prop_map(|name| Step::Remove(Kind::WorkloadEntry, 3, name)),
         2 => (0..CLUSTERS.len(), imports()).prop_map(|(cluster, imports)| Step::Imports(cluster, imports)),
         1 => prop::option::of(0..2usize).prop_map(Step::ExportRule),
+        2 => export_step().prop_map(Step::Put),
+        1 => (namespace(), any::<bool>()).prop_map(|(ns, service)| Step::RemoveExport(ns, service)),
+        1 => prop::option::of(namespace()).prop_map(Step::Refused),
         1 => Just(Step::AllocateImported),
         1 => Just(Step::DropUnused),
         2 => (prop::bool::ANY, namespace(), name(), 0..HOSTS.len(), 1..4u8).prop_map(|(entry, ns, name, host, vip)| {
@@ -306,6 +333,7 @@ struct Model {
     imports: BTreeMap<&'static str, Imports>,
     imported_vips: BTreeSet<ImportedVip>,
     rules: BTreeSet<String>,
+    refused: BTreeMap<(Arc<str>, Arc<str>), String>,
 }
 
 fn contents(world: &World) -> BTreeMap<(&'static str, String), (String, Vec<String>)> {
@@ -397,6 +425,23 @@ fn apply(registry: &mut Registry, model: &mut Model, step: Step) {
                 .collect();
             registry.set_export_rules(model.rules.clone());
         }
+        Step::RemoveExport(namespace, service) => {
+            let namespace = NAMESPACES[namespace];
+            let (kind, name) = if service {
+                (Kind::ServiceExport, "a")
+            } else {
+                (Kind::Namespace, namespace)
+            };
+            registry.remove(kind, namespace, name);
+            model
+                .objects
+                .remove(&(kind, namespace.to_owned(), name.to_owned()));
+        }
+        Step::Refused(namespace) => {
+            let refused = namespace.map(|ns| ((NAMESPACES[ns].into(), "a".into()), "x".to_owned()));
+            model.refused = refused.into_iter().collect();
+            registry.set_refused_exports(model.refused.clone());
+        }
         Step::AllocateImported => {
             let given = registry.allocate_imported();
             assert_eq!(given, registry.allocate_imported());
@@ -468,6 +513,7 @@ fn from_scratch(model: &Model, reversed: bool) -> Registry {
     }
     registry.set_imported_vips(model.imported_vips.clone());
     registry.set_export_rules(model.rules.clone());
+    registry.set_refused_exports(model.refused.clone());
     registry
 }
 

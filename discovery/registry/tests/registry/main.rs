@@ -2,6 +2,7 @@
 
 mod compile;
 mod corpus;
+mod exports;
 mod incremental;
 mod networks;
 mod scale;
