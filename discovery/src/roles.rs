@@ -41,7 +41,7 @@ pub enum Thing {
     WorkloadGroup,
     /// WorkloadEntry.
     WorkloadEntry,
-    /// ServiceEntry.
+    /// ServiceEntry, and what says whether it is exported: ServiceExport, Namespace.
     ServiceEntry,
     /// AuthorizationPolicy and PeerAuthentication.
     Policy,
@@ -87,7 +87,8 @@ impl Thing {
         match kind {
             "WorkloadGroup" => Some(Self::WorkloadGroup),
             "WorkloadEntry" => Some(Self::WorkloadEntry),
-            "ServiceEntry" => Some(Self::ServiceEntry),
+            // Who may publish a service may say that it is exported: the label of a ServiceEntry says as much.
+            "ServiceEntry" | "ServiceExport" | "Namespace" => Some(Self::ServiceEntry),
             "AuthorizationPolicy" | "PeerAuthentication" => Some(Self::Policy),
             "JoinToken" => Some(Self::JoinToken),
             "Device" => Some(Self::Vm),

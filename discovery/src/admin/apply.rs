@@ -46,14 +46,14 @@ impl AdminService {
             }
             plan.push(planned?);
         }
-        let view = self.context.mesh.fleet.view();
         if !request.dry_run {
             self.commit(call, &mut plan).await?;
         }
+        let fleet = &self.context.mesh.fleet;
         let applied = plan
             .into_iter()
             .map(|planned| pb::Applied {
-                object: Some(shown(planned.after, &view)),
+                object: Some(shown(planned.after, fleet)),
                 outcome: planned.outcome.into(),
                 warnings: planned.warnings,
             })
@@ -200,6 +200,8 @@ impl AdminService {
             | Resource::ServiceEntry(_)
             | Resource::AuthorizationPolicy(_)
             | Resource::PeerAuthentication(_)
+            | Resource::ServiceExport(_)
+            | Resource::Namespace(_)
             | Resource::Device(_) => Ok(()),
         }
     }
@@ -305,7 +307,8 @@ impl AdminService {
     ) -> Result<(), Refusal> {
         let kind = find_kind(&request.kind)?;
         let namespace = given(&request.namespace).unwrap_or("default");
-        let title = format!("{kind} {namespace}/{}", request.name);
+        let namespace = kind.key_namespace(namespace, &request.name);
+        let title = kind.title(namespace, &request.name);
         self.authorize(call, Verb::Delete, thing_of(kind)?, Some(namespace), &title)?;
         let result = self
             .delete_checked(call, (kind, namespace, &request.name), request.dry_run)
@@ -333,7 +336,7 @@ impl AdminService {
         dry_run: bool,
     ) -> Result<Resource, Refusal> {
         let mesh = &self.context.mesh;
-        let title = format!("{kind} {namespace}/{name}");
+        let title = kind.title(namespace, name);
         let found = mesh.objects.get(kind, namespace, name).await?;
         let Some(resource) = found else {
             return Err(self.object_not_found(call, kind, namespace, name).await);
@@ -362,6 +365,8 @@ impl AdminService {
             | Resource::ServiceEntry(_)
             | Resource::AuthorizationPolicy(_)
             | Resource::PeerAuthentication(_)
+            | Resource::ServiceExport(_)
+            | Resource::Namespace(_)
             | Resource::JoinToken(_)
             | Resource::Device(_) => {}
         }

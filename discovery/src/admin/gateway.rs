@@ -91,7 +91,7 @@ impl AdminService {
                         .last()
                         .ok_or_else(|| Refusal::internal("nothing was stored"))?;
                     return Ok(pb::CreateGatewayTokenResponse {
-                        token: Some(shown(objects::read(last)?, &mesh.fleet.view())),
+                        token: Some(shown(objects::read(last)?, &mesh.fleet)),
                         namespace,
                         workload_group: name,
                     });

@@ -2,11 +2,13 @@
 
 mod apply;
 mod clusters;
+mod export_conditions;
 mod gateway;
 mod near;
 mod rules;
 mod show;
 pub mod socket;
+mod trust;
 mod vms;
 
 use crate::{
@@ -169,6 +171,7 @@ impl Admin for AdminService {
             outbound_only: false,
             gateway: false,
         };
+        let authority = mesh.trust.authority();
         let gateway_endpoints = mesh.gateway_endpoints(place).await.map_err(Refusal::from)?;
         Ok(Response::new(pb::MeshResponse {
             gateway_endpoints,
@@ -178,8 +181,8 @@ impl Admin for AdminService {
             cluster_id: mesh.settings.cluster_id.clone(),
             network: mesh.settings.network.clone(),
             endpoints: mesh.endpoints.clone(),
-            root_pin: mesh.authority.root_pin().to_vec(),
-            roots_pem: mesh.authority.roots_pem().to_owned(),
+            root_pin: authority.root_pin().to_vec(),
+            roots_pem: authority.roots_pem().to_owned(),
             vip_prefixes: mesh.settings.plan.prefixes().to_vec(),
         }))
     }
@@ -257,6 +260,10 @@ impl Admin for AdminService {
             Some(&asked.namespace),
             &object,
         )?;
+        // It changes whom a client believes, which is no matter of a namespace.
+        if asked.all_roots {
+            self.authorize(&call, Verb::Create, Thing::Cluster, None, &object)?;
+        }
         check_label("namespace", &asked.namespace).map_err(Refusal::invalid)?;
         let ttl = match u64::try_from(asked.ttl_seconds) {
             Ok(0) => bearer::TTL_DEFAULT,
@@ -271,10 +278,15 @@ impl Admin for AdminService {
         .map_err(Refusal::invalid)?;
         let now = jiff::Timestamp::now();
         let now_unix = u64::try_from(now.as_second()).unwrap_or_default();
+        let wanted = bearer::Asked {
+            namespace: &asked.namespace,
+            service_account: &asked.service_account,
+            all_roots: asked.all_roots,
+        };
         let token = self
             .context
             .bearer
-            .issue(&asked.namespace, &asked.service_account, ttl, now_unix)
+            .issue(&wanted, ttl, now_unix)
             .map_err(Refusal::internal)?;
         self.record(&call, "create", &object, (None, None), Ok(()));
         let expires_unix_ms = now.as_millisecond() + i64::try_from(ttl.as_millis()).unwrap_or_default();
@@ -352,7 +364,7 @@ impl Admin for AdminService {
         request: Request<pb::ListClustersRequest>,
     ) -> Result<Response<pb::ListClustersResponse>, Status> {
         let call = self.call(&request).await?;
-        Ok(Response::new(self.clusters(&call).await?))
+        Ok(Response::new(self.clusters(&call, request.get_ref()).await?))
     }
 
     async fn remove_cluster(
@@ -364,11 +376,28 @@ impl Admin for AdminService {
         Ok(Response::new(pb::RemoveClusterResponse {}))
     }
 
+    async fn grant_cluster(
+        &self,
+        request: Request<pb::GrantClusterRequest>,
+    ) -> Result<Response<pb::GrantClusterResponse>, Status> {
+        let call = self.call(&request).await?;
+        self.grant(&call, request.get_ref()).await?;
+        Ok(Response::new(pb::GrantClusterResponse {}))
+    }
+
     async fn list_trust(
         &self,
         request: Request<pb::ListTrustRequest>,
     ) -> Result<Response<pb::ListTrustResponse>, Status> {
         let call = self.call(&request).await?;
         Ok(Response::new(self.trust(&call).await?))
+    }
+
+    async fn rotate_trust(
+        &self,
+        request: Request<pb::RotateTrustRequest>,
+    ) -> Result<Response<pb::RotateTrustResponse>, Status> {
+        let call = self.call(&request).await?;
+        Ok(Response::new(self.rotate(&call, request.get_ref()).await?))
     }
 }

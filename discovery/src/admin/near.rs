@@ -27,7 +27,7 @@ impl AdminService {
         namespace: &str,
         name: &str,
     ) -> Refusal {
-        let title = format!("{kind} {namespace}/{name}");
+        let title = kind.title(namespace, name);
         let readable = Thing::of_kind(kind.name())
             .is_some_and(|thing| call.caller.authorize(Verb::Read, thing, Some(namespace)).is_ok());
         if !readable {
@@ -35,7 +35,7 @@ impl AdminService {
         }
         let select = Select {
             kind: Some((kind.group().to_owned(), kind.name().to_owned())),
-            namespace: Some(namespace.to_owned()),
+            namespace: (!kind.is_cluster_scoped()).then(|| namespace.to_owned()),
         };
         let page = Page {
             limit: COMPARED_MAX,

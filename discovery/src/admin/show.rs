@@ -1,9 +1,9 @@
 //! Reading objects: one, or many in pages; what is live is merged in.
 
-use super::{AdminService, Call, find_kind, given, thing_of};
+use super::{AdminService, Call, export_conditions, find_kind, given, thing_of};
 use crate::{
     conditions::{self, Condition, HEALTHY},
-    fleet::View,
+    fleet::Fleet,
     objects,
     refusal::Refusal,
     roles::Verb,
@@ -44,12 +44,12 @@ impl AdminService {
             .store()
             .list(&select, Page { limit, after })
             .await?;
-        let view = self.context.mesh.fleet.view();
+        let fleet = &self.context.mesh.fleet;
         let items = listing
             .items
             .iter()
             .filter_map(|stored| match objects::read(stored) {
-                Ok(resource) => Some(shown(resource, &view)),
+                Ok(resource) => Some(shown(resource, fleet)),
                 Err(error) => {
                     tracing::error!(%error, "an object is left out of a listing");
                     None
@@ -71,7 +71,8 @@ impl AdminService {
     ) -> Result<pb::Object, Refusal> {
         let kind = find_kind(&request.kind)?;
         let namespace = given(&request.namespace).unwrap_or("default");
-        let title = format!("{kind} {namespace}/{}", request.name);
+        let namespace = kind.key_namespace(namespace, &request.name);
+        let title = kind.title(namespace, &request.name);
         self.authorize(call, Verb::Read, thing_of(kind)?, Some(namespace), &title)?;
         let found = self
             .context
@@ -82,14 +83,18 @@ impl AdminService {
         let Some(resource) = found else {
             return Err(self.object_not_found(call, kind, namespace, &request.name).await);
         };
-        Ok(shown(resource, &self.context.mesh.fleet.view()))
+        Ok(shown(resource, &self.context.mesh.fleet))
     }
 }
 
-/// An object as it is answered: the health of a device's entry is live, never from the store.
-pub(super) fn shown(mut resource: Resource, view: &View) -> pb::Object {
+/// An object as it is answered: the health of a device's entry and what became of an export are live, never from the
+/// store.
+pub(super) fn shown(mut resource: Resource, fleet: &Fleet) -> pb::Object {
+    export_conditions::set(&mut resource, fleet);
     if resource.kind() == Kind::WorkloadEntry
-        && let Some(member) = view.member_of_entry(resource.namespace(), resource.name())
+        && let Some(member) = fleet
+            .view()
+            .member_of_entry(resource.namespace(), resource.name())
     {
         let state = member.state();
         let condition = Condition {

@@ -12,18 +12,22 @@ mod owner;
 mod view;
 mod vips;
 
-pub use offers::Offered;
+pub use offers::{Exported, Offered, ShownExport};
 pub use owner::{DRAINING, OwnerConfig, start};
 pub use view::{Member, MemberState, Report, View};
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::sync::{
     mpsc::{self, OwnedPermit},
     oneshot,
 };
 use tombolo_registry::{Imports, World};
 use tombolo_runtime::Reader;
-use tombolo_types::DeviceId;
+use tombolo_types::{DeviceId, TrustDomain};
 
 /// Longest wait of a writer for its own write to be seen.
 const OWN_WRITE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -40,6 +44,10 @@ pub(crate) enum Event {
     },
     /// What another cluster offers; `None`: it is gone.
     Imports(Arc<str>, Option<Box<Imports>>),
+    /// What the set of clusters refuses of the own exports, by namespace and name.
+    RefusedExports(BTreeMap<(Arc<str>, Arc<str>), String>),
+    /// The roots of a trust domain.
+    Bundle(TrustDomain, String),
     /// Answered when everything before it is published.
     Published(oneshot::Sender<()>),
 }
@@ -53,6 +61,7 @@ pub struct Fleet {
     world: Reader<World>,
     revoked: Reader<BTreeSet<DeviceId>>,
     offered: Reader<Offered>,
+    exported: Reader<Exported>,
 }
 
 impl Fleet {
@@ -76,9 +85,25 @@ impl Fleet {
         self.offered.clone()
     }
 
+    /// Exports that somebody asked for, and what became of them.
+    pub fn exported(&self) -> Arc<Exported> {
+        self.exported.load()
+    }
+
+    /// Replaces what the set of clusters refuses of the own exports: coded messages by namespace and name.
+    pub async fn set_refused_exports(&self, refused: BTreeMap<(Arc<str>, Arc<str>), String>) {
+        let _ = self.events_tx.send(Event::RefusedExports(refused)).await; // the owner is gone: discovery stops
+    }
+
     /// Replaces what another cluster offers; `None` removes all of it.
     pub async fn set_imports(&self, cluster: Arc<str>, imports: Option<Imports>) {
         let event = Event::Imports(cluster, imports.map(Box::new));
+        let _ = self.events_tx.send(event).await; // the owner is gone: discovery stops
+    }
+
+    /// Replaces the roots of a trust domain.
+    pub async fn set_bundle(&self, trust_domain: TrustDomain, roots_pem: String) {
+        let event = Event::Bundle(trust_domain, roots_pem);
         let _ = self.events_tx.send(event).await; // the owner is gone: discovery stops
     }
 

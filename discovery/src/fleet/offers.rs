@@ -7,10 +7,12 @@ use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr},
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::sync::oneshot;
-use tombolo_registry::{Export, ImportedVip, NetworkGateway, Registry};
+use tombolo_config::Kind;
+use tombolo_registry::{Export, ExportState, ImportedVip, NetworkGateway, Registry};
 use tombolo_runtime::Publisher;
 
 /// Between two looks at what is offered: a storm of changes is told to other clusters as one.
@@ -27,6 +29,18 @@ pub struct Offered {
     pub gateways: Vec<NetworkGateway>,
 }
 
+/// An export that somebody asked for, as it is shown on its object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShownExport {
+    /// What became of it.
+    pub state: ExportState,
+    /// Since when, in Unix milliseconds.
+    pub since_unix_ms: i64,
+}
+
+/// All of them, by kind (ServiceExport or ServiceEntry), namespace and name of the object.
+pub type Exported = BTreeMap<(Kind, Arc<str>, Arc<str>), ShownExport>;
+
 #[derive(Debug, Serialize, Deserialize)]
 struct Row {
     namespace: String,
@@ -41,6 +55,7 @@ struct Row {
 #[derive(Debug)]
 pub(super) struct Offers {
     offered_tx: Publisher<Offered>,
+    exported_tx: Publisher<Exported>,
     at: Option<Instant>,
     last: Option<Instant>,
     waiting: Vec<oneshot::Sender<()>>,
@@ -51,7 +66,12 @@ pub(super) struct Offers {
 
 impl Offers {
     /// Reads the virtual addresses of earlier runs into the registry. A damaged file is said and passed over.
-    pub(super) fn open(offered_tx: Publisher<Offered>, path: PathBuf, registry: &mut Registry) -> Self {
+    pub(super) fn open(
+        offered_tx: Publisher<Offered>,
+        exported_tx: Publisher<Exported>,
+        path: PathBuf,
+        registry: &mut Registry,
+    ) -> Self {
         let rows = match std::fs::read_to_string(&path) {
             Ok(text) => serde_json::from_str::<Vec<Row>>(&text).map_err(io::Error::other),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
@@ -86,6 +106,7 @@ impl Offers {
         registry.set_imported_vips(vips.values().cloned());
         Self {
             offered_tx,
+            exported_tx,
             at: None,
             last: None,
             waiting: Vec::new(),
@@ -148,6 +169,20 @@ impl Owner {
         if *self.offers.offered_tx.load() != offered {
             self.offers.offered_tx.publish(offered);
         }
+        let before = self.offers.exported_tx.load();
+        let now_unix_ms = jiff::Timestamp::now().as_millisecond();
+        let states = self.registry.export_states().into_iter();
+        let exported: Exported = states
+            .map(|(key, state)| {
+                let same = before.get(&key).filter(|shown| shown.state == state);
+                let since_unix_ms = same.map_or(now_unix_ms, |shown| shown.since_unix_ms);
+                let shown = ShownExport { state, since_unix_ms };
+                (key, shown)
+            })
+            .collect();
+        if *before != exported {
+            self.offers.exported_tx.publish(exported);
+        }
     }
 
     /// Gives virtual addresses to imported services, in the file before anybody hears of them. False: try again.
@@ -190,7 +225,9 @@ mod tests {
         let path = dir.path().join("imported-vips.json");
         let open = || {
             let mut registry = Registry::new(MeshSettings::new("mesh.example".parse().unwrap()));
-            let offers = Offers::open(published(Offered::default()).0, path.clone(), &mut registry);
+            let offered_tx = published(Offered::default()).0;
+            let exported_tx = published(Exported::default()).0;
+            let offers = Offers::open(offered_tx, exported_tx, path.clone(), &mut registry);
             (offers, registry)
         };
         let (offers, _) = open();

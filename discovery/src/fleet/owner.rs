@@ -9,7 +9,7 @@ use super::{
     dial,
     liveness::{Action, Liveness},
     memory::{self, Memory},
-    offers::{Offered, Offers},
+    offers::{Exported, Offered, Offers},
     vips,
 };
 use crate::objects::{ObjectError, Objects};
@@ -144,13 +144,14 @@ pub async fn start(config: OwnerConfig, tasks: &TaskGroup) -> Result<Fleet, Obje
     let (world_tx, world) = published(World::empty());
     let (revoked_tx, revoked) = published(BTreeSet::new());
     let (offered_tx, offered) = published(Offered::default());
+    let (exported_tx, exported) = published(Exported::default());
     let mut registry = Registry::new(config.settings.clone());
     config
         .bundles
         .iter()
         .for_each(|(trust_domain, pem)| registry.set_bundle(trust_domain, pem));
     registry.set_export_rules(config.export_namespaces);
-    let offers = Offers::open(offered_tx, config.imported_vips_path, &mut registry);
+    let offers = Offers::open(offered_tx, exported_tx, config.imported_vips_path, &mut registry);
     let mut owner = Owner {
         registry,
         liveness: Liveness::new(now, config.start_grace),
@@ -204,6 +205,7 @@ pub async fn start(config: OwnerConfig, tasks: &TaskGroup) -> Result<Fleet, Obje
         world,
         revoked,
         offered,
+        exported,
     })
 }
 
@@ -313,6 +315,14 @@ impl Owner {
                 self.registry
                     .set_imports(&cluster, imports.map(|imports| *imports));
                 self.mark(now, urgent);
+            }
+            Event::RefusedExports(refused) => {
+                self.registry.set_refused_exports(refused);
+                self.mark(now, true);
+            }
+            Event::Bundle(trust_domain, roots_pem) => {
+                self.registry.set_bundle(&trust_domain, &roots_pem);
+                self.mark(now, true);
             }
             Event::Published(told) => {
                 self.offers.await_publication(told);

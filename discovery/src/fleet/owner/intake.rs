@@ -90,7 +90,9 @@ impl Owner {
             Resource::WorkloadGroup(_)
             | Resource::ServiceEntry(_)
             | Resource::AuthorizationPolicy(_)
-            | Resource::PeerAuthentication(_) => {}
+            | Resource::PeerAuthentication(_)
+            | Resource::ServiceExport(_)
+            | Resource::Namespace(_) => {}
         }
         self.registry.upsert(resource);
         self.mark(now, false);
@@ -228,7 +230,9 @@ impl Owner {
             Kind::WorkloadGroup
             | Kind::ServiceEntry
             | Kind::AuthorizationPolicy
-            | Kind::PeerAuthentication => {}
+            | Kind::PeerAuthentication
+            | Kind::ServiceExport
+            | Kind::Namespace => {}
         }
         self.registry.remove(kind, namespace, name);
         self.mark(now, true);

@@ -161,6 +161,8 @@ impl Owner {
             | Resource::ServiceEntry(_)
             | Resource::AuthorizationPolicy(_)
             | Resource::PeerAuthentication(_)
+            | Resource::ServiceExport(_)
+            | Resource::Namespace(_)
             | Resource::Device(_) => false,
         };
         match self.objects.list(Some(Kind::JoinToken), None).await {
