@@ -4,7 +4,7 @@ use std::{
     io::Read as _,
     path::{Path, PathBuf},
 };
-use tombolo_config::Resource;
+use tombolo_config::{Kind, Resource};
 
 /// No more is read of standard input: what is larger is refused by its size.
 const FILE_BYTES_MAX: u64 = 64 << 20;
@@ -108,6 +108,10 @@ fn items(mut document: Value) -> Vec<Value> {
 
 fn settle(object: &mut Value, namespace: Option<&str>) -> Result<(), String> {
     let Some(namespace) = namespace else { return Ok(()) };
+    let kind = object.get("kind").and_then(Value::as_str);
+    if kind.is_some_and(|kind| Kind::find(kind).is_ok_and(Kind::is_cluster_scoped)) {
+        return Ok(());
+    }
     let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) else {
         return Ok(());
     };

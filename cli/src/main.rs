@@ -112,6 +112,7 @@ mod tests {
             "workload-group create catalog --no-service -o yaml --dry-run=client",
             "token create -n shop --workload-group catalog --ttl 15m --uses 1 --cidr 10.0.0.0/8 --print-join-command",
             "token create --bearer -n shop --service-account x",
+            "token create --bearer -n shop --service-account x --all-roots",
             "token list -A",
             "token revoke 00 -n shop",
             "token inspect tmb1_x",
@@ -128,8 +129,14 @@ mod tests {
             "cluster join --token-file /t",
             "cluster list -o wide",
             "cluster status east -o json",
+            "cluster grant east --namespaces shop,bank",
+            "cluster grant east --namespaces * --may-admit=false --yes",
+            "get svcex,ns -A",
             "cluster remove east --yes",
             "trust show -o wide",
+            "trust rotate start",
+            "trust rotate switch --yes",
+            "trust rotate finish --force --yes",
             "audit --since 1h",
             "config show",
             "completion bash",
@@ -162,6 +169,7 @@ mod tests {
             "cluster invite east",
             "cluster join tmi1_x --token-file /t",
             "cluster remove",
+            "cluster grant east",
         ] {
             let args = std::iter::once("tombolo").chain(line.split(' '));
             assert!(Cli::try_parse_from(args).is_err(), "{line}");

@@ -61,6 +61,9 @@ pub(crate) fn targets(words: &[String]) -> Result<Vec<Target>, Failure> {
 
 /// `serviceentry.networking.istio.io/catalog`.
 pub(crate) fn title(kind: Kind, name: &str) -> String {
+    if kind.group().is_empty() {
+        return format!("{}/{name}", kind.name().to_ascii_lowercase());
+    }
     format!("{}.{}/{name}", kind.name().to_ascii_lowercase(), kind.group())
 }
 
@@ -89,7 +92,7 @@ pub(crate) async fn get(
 pub(crate) async fn list(admin: &mut Admin, kind: Kind, namespace: &str) -> Result<Vec<Value>, Failure> {
     let mut request = ListRequest {
         kind: kind.name().to_owned(),
-        namespace: namespace.to_owned(),
+        namespace: if kind.is_cluster_scoped() { "" } else { namespace }.to_owned(),
         limit: PAGE,
         ..Default::default()
     };
@@ -162,14 +165,14 @@ fn map_at(object: &Value, pointer: &str) -> String {
         .join(",")
 }
 
-/// The condition `Healthy` of a WorkloadEntry.
-fn health(object: &Value) -> String {
+/// The status of a condition, empty if there is none of that type.
+fn condition(object: &Value, kind: &str) -> String {
     let conditions = object.pointer("/status/conditions").and_then(Value::as_array);
-    let healthy = conditions
+    let found = conditions
         .into_iter()
         .flatten()
-        .find(|condition| at(condition, "/type") == "Healthy");
-    healthy.map_or_else(String::new, |condition| at(condition, "/status").to_owned())
+        .find(|condition| at(condition, "/type") == kind);
+    found.map_or_else(String::new, |condition| at(condition, "/status").to_owned())
 }
 
 fn service_ports(object: &Value) -> String {
@@ -219,7 +222,7 @@ fn columns(kind: Kind) -> (&'static [Column], &'static [Column]) {
         Kind::WorkloadEntry => (
             &[
                 ("ADDRESS", |o| at(o, "/spec/address").to_owned()),
-                ("HEALTHY", health),
+                ("HEALTHY", |o| condition(o, "Healthy")),
             ],
             &[
                 ("SERVICE-ACCOUNT", |o| at(o, "/spec/serviceAccount").to_owned()),
@@ -237,7 +240,24 @@ fn columns(kind: Kind) -> (&'static [Column], &'static [Column]) {
                 ("LOCATION", |o| at(o, "/spec/location").to_owned()),
                 ("RESOLUTION", |o| at(o, "/spec/resolution").to_owned()),
                 ("SELECTOR", |o| map_at(o, "/spec/workloadSelector/labels")),
+                ("EXPORTED", |o| condition(o, "Exported")),
             ],
+        ),
+        Kind::ServiceExport => (
+            &[
+                ("VALID", |o| condition(o, "Valid")),
+                ("READY", |o| condition(o, "Ready")),
+                ("CONFLICT", |o| condition(o, "Conflict")),
+            ],
+            &[],
+        ),
+        Kind::Namespace => (
+            &[("GLOBAL", |o| {
+                let labels = o.pointer("/metadata/labels");
+                let label = labels.and_then(|labels| labels.get(tombolo_config::annotation::GLOBAL));
+                label.and_then(Value::as_str).unwrap_or_default().to_owned()
+            })],
+            &[("LABELS", |o| map_at(o, "/metadata/labels"))],
         ),
         Kind::AuthorizationPolicy => (
             &[("ACTION", |o| match at(o, "/spec/action") {

@@ -1,5 +1,6 @@
-//! Other clusters: invite, join, list, status, remove.
+//! Other clusters: invite, join, list, status, grant, remove.
 
+mod grant;
 mod invite;
 mod show;
 
@@ -36,6 +37,8 @@ pub(crate) enum Verb {
     List(show::List),
     /// One cluster, or all, with everything that is known.
     Status(show::Status),
+    /// Change what a member may export, without a join.
+    Grant(grant::Grant),
     /// End the membership of a cluster, for all: its connections are cut.
     Remove(Remove),
 }
@@ -78,13 +81,14 @@ pub(crate) async fn run(verb: Verb, sockets: &Sockets) -> Result<ExitCode, Failu
         Verb::Join(args) => join(&args, &mut admin).await?,
         Verb::List(args) => show::list(&args, &mut admin).await?,
         Verb::Status(args) => show::status(&args, &mut admin).await?,
+        Verb::Grant(args) => grant::grant(&args, &mut admin).await?,
         Verb::Remove(args) => remove(&args, &mut admin).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Asks a person; what is no terminal says it by --yes.
-fn confirm(question: &str, yes: bool) -> Result<(), Failure> {
+pub(crate) fn confirm(question: &str, yes: bool) -> Result<(), Failure> {
     if yes {
         return Ok(());
     }
@@ -171,7 +175,10 @@ async fn join(args: &Join, admin: &mut Admin) -> Result<(), Failure> {
         joined.cluster,
         namespaces(&joined.namespaces)
     ));
-    let found = admin.list_clusters(ListClustersRequest {}).await?.into_inner();
+    let found = admin
+        .list_clusters(ListClustersRequest::default())
+        .await?
+        .into_inner();
     output::print(&show::table(&found, false, false).render());
     Ok(())
 }
@@ -185,18 +192,24 @@ fn namespaces(list: &[String]) -> String {
 }
 
 async fn remove(args: &Remove, admin: &mut Admin) -> Result<(), Failure> {
-    let found = admin.list_clusters(ListClustersRequest {}).await?.into_inner();
-    if let Some(cluster) = found.clusters.iter().find(|c| c.name == args.cluster) {
-        let own = if cluster.state == "Own" {
-            " (this cluster itself)"
-        } else {
-            ""
-        };
-        eprintln!(
-            "Cluster {}{own} of {}: its {} services go, its roots are withdrawn and its connections cut, in all clusters.",
-            cluster.name, cluster.trust_domain, cluster.imported_services
-        );
-    }
+    let cluster = show::find(admin, &args.cluster).await?;
+    let plan = match cluster.state.as_str() {
+        "Removed" => {
+            output::line(format!(
+                "nothing to do: cluster {} was removed before",
+                cluster.name
+            ));
+            return Ok(());
+        }
+        "Own" => "this cluster leaves the others: what it exports goes there, and what they export goes here"
+            .into(),
+        "Joining" => "it was admitted and has not come yet: it is not let in any more".into(),
+        _ => format!(
+            "its {} services go, its roots are withdrawn and its connections cut, in all clusters",
+            cluster.imported_services
+        ),
+    };
+    eprintln!("Cluster {} of {}: {plan}.", cluster.name, cluster.trust_domain);
     confirm("Remove it?", args.yes)?;
     let request = RemoveClusterRequest {
         cluster: args.cluster.clone(),

@@ -12,7 +12,7 @@ use tombolo_types::Code;
 /// List objects.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// KIND, KIND,KIND, KIND NAME... or KIND/NAME...; kinds: wg we se ap pa jt.
+    /// KIND, KIND,KIND, KIND NAME... or KIND/NAME...; kinds: wg we se ap pa svcex ns jt.
     #[arg(required = true, value_name = "KIND [NAME]")]
     words: Vec<String>,
     #[command(flatten)]

@@ -8,9 +8,13 @@ use crate::{
     text,
 };
 use serde_json::{Value, json};
+use tombolo_config::nearest;
 use tombolo_control_client::host;
 use tombolo_proto::tombolo::admin::v1::{Cluster, ListClustersRequest, ListClustersResponse};
 use tombolo_types::Code;
+
+/// Services that are named to people.
+const NAMED_MAX: usize = 50;
 
 /// All clusters.
 #[derive(Debug, clap::Args)]
@@ -32,8 +36,31 @@ pub(crate) struct Status {
     output: Output,
 }
 
+async fn all(admin: &mut Admin, services: bool) -> Result<ListClustersResponse, Failure> {
+    let request = ListClustersRequest { services };
+    Ok(admin.list_clusters(request).await?.into_inner())
+}
+
+/// One cluster by its name.
+pub(super) async fn find(admin: &mut Admin, name: &str) -> Result<Cluster, Failure> {
+    let found = all(admin, false).await?;
+    one(&found, name).cloned()
+}
+
+fn one<'a>(found: &'a ListClustersResponse, name: &str) -> Result<&'a Cluster, Failure> {
+    let clusters = &found.clusters;
+    clusters
+        .iter()
+        .find(|cluster| cluster.name == name)
+        .ok_or_else(|| {
+            let meant = nearest(name, clusters.iter().map(|cluster| cluster.name.as_str()));
+            let meant = meant.map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
+            Failure::coded(Code::MemberUnknown, format!("{name}{meant}"))
+        })
+}
+
 pub(super) async fn list(args: &List, admin: &mut Admin) -> Result<(), Failure> {
-    let found = admin.list_clusters(ListClustersRequest {}).await?.into_inner();
+    let found = all(admin, false).await?;
     match args.output.format() {
         format @ (Format::Json | Format::Yaml) => {
             let shown = found
@@ -42,7 +69,13 @@ pub(super) async fn list(args: &List, admin: &mut Admin) -> Result<(), Failure> 
                 .filter(|c| args.removed || c.state != "Removed");
             output::value(format, &json!({"clusters": shown.map(value).collect::<Vec<_>>()}))?;
         }
-        Format::Name => found.clusters.iter().for_each(|c| output::line(&c.name)),
+        Format::Name => {
+            let shown = found
+                .clusters
+                .iter()
+                .filter(|c| args.removed || c.state != "Removed");
+            shown.for_each(|c| output::line(&c.name));
+        }
         format @ (Format::Table | Format::Wide) => {
             output::print(&table(&found, format == Format::Wide, args.removed).render());
         }
@@ -51,15 +84,11 @@ pub(super) async fn list(args: &List, admin: &mut Admin) -> Result<(), Failure> 
 }
 
 pub(super) async fn status(args: &Status, admin: &mut Admin) -> Result<(), Failure> {
-    let found = admin.list_clusters(ListClustersRequest {}).await?.into_inner();
-    let wanted = |cluster: &&Cluster| args.cluster.as_ref().is_none_or(|name| *name == cluster.name);
-    let shown: Vec<&Cluster> = found.clusters.iter().filter(wanted).collect();
-    if let (Some(name), true) = (&args.cluster, shown.is_empty()) {
-        return Err(Failure::coded(
-            Code::MemberUnknown,
-            format!("{name}; tombolo cluster list names them"),
-        ));
-    }
+    let found = all(admin, true).await?;
+    let shown: Vec<&Cluster> = match &args.cluster {
+        Some(name) => vec![one(&found, name)?],
+        None => found.clusters.iter().collect(),
+    };
     match args.output.format() {
         format @ (Format::Json | Format::Yaml) => {
             let clusters: Vec<Value> = shown.into_iter().map(value).collect();
@@ -92,7 +121,14 @@ fn heard(cluster: &Cluster, now_unix_ms: i64) -> String {
 pub(super) fn table(found: &ListClustersResponse, wide: bool, removed: bool) -> Table {
     let mut header = vec!["NAME", "TRUST DOMAIN", "STATE", "HEARD", "SERVICES", "GATEWAYS"];
     if wide {
-        header.extend(["EXPORTS", "ADMITTED BY", "MAY ADMIT", "ENDPOINTS", "REFUSED"]);
+        header.extend([
+            "VERSION",
+            "MAY EXPORT",
+            "ADMITTED BY",
+            "MAY ADMIT",
+            "ENDPOINTS",
+            "REFUSED",
+        ]);
     }
     let mut table = Table::new(&header);
     let now = host::now_unix_ms();
@@ -108,11 +144,17 @@ pub(super) fn table(found: &ListClustersResponse, wide: bool, removed: bool) -> 
             cluster.state.clone(),
             heard(cluster, now),
             services.to_string(),
-            cluster.gateways.to_string(),
+            // Those of the own cluster are not imported: vm list -n tombolo-system.
+            if cluster.state == "Own" {
+                "-".to_owned()
+            } else {
+                cluster.gateways.to_string()
+            },
         ];
         if wide {
             let refused: u64 = cluster.refused.iter().map(|refused| refused.count).sum();
             cells.extend([
+                cluster.version.clone(),
                 namespaces(&cluster.namespaces),
                 cluster.admitted_by.clone(),
                 if cluster.may_admit { "yes" } else { "no" }.into(),
@@ -129,6 +171,9 @@ fn value(cluster: &Cluster) -> Value {
     let refused = cluster.refused.iter().map(|refused| {
         json!({"message": refused.message, "last": text::time(refused.last_unix_ms), "count": refused.count})
     });
+    let refused_exports = cluster.refused_exports.iter().map(
+        |refused| json!({"namespace": refused.namespace, "name": refused.name, "message": refused.message}),
+    );
     json!({
         "name": cluster.name, "trustDomain": cluster.trust_domain, "state": cluster.state, "reason": cluster.reason,
         "connected": cluster.connected,
@@ -137,7 +182,8 @@ fn value(cluster: &Cluster) -> Value {
         "namespaces": cluster.namespaces, "mayAdmit": cluster.may_admit,
         "shareTrustDomain": cluster.share_trust_domain, "admittedBy": cluster.admitted_by,
         "endpoints": cluster.endpoints, "incarnation": cluster.incarnation, "recordVersion": cluster.record_version,
-        "refused": refused.collect::<Vec<_>>(),
+        "refused": refused.collect::<Vec<_>>(), "version": cluster.version, "services": cluster.services,
+        "refusedExports": refused_exports.collect::<Vec<_>>(),
     })
 }
 
@@ -178,10 +224,34 @@ fn described(cluster: &Cluster, found: &ListClustersResponse, now_unix_ms: i64) 
         ),
         ("Endpoints", cluster.endpoints.join(", ")),
     ]);
+    if !cluster.version.is_empty() {
+        fields.push(("Version", cluster.version.clone()));
+    }
     let mut shown: String = fields
         .iter()
         .map(|(name, value)| format!("{:<14}{value}\n", format!("{name}:")))
         .collect();
+    let named = if own {
+        "Exported services"
+    } else {
+        "Imported services"
+    };
+    if !cluster.services.is_empty() {
+        shown.push_str(&format!("{named}:\n"));
+        let names = cluster.services.iter().take(NAMED_MAX);
+        names.for_each(|name| shown.push_str(&format!("  {name}\n")));
+        if cluster.services.len() > NAMED_MAX {
+            let more = cluster.services.len() - NAMED_MAX;
+            shown.push_str(&format!("  and {more} more: -o json\n"));
+        }
+    }
+    if !cluster.refused_exports.is_empty() {
+        shown.push_str("Exports that are refused:\n");
+        for refused in &cluster.refused_exports {
+            let line = format!("{}.{}: {}\n", refused.name, refused.namespace, refused.message);
+            shown.push_str(&text::indented(&line, 2));
+        }
+    }
     if !cluster.refused.is_empty() {
         shown.push_str("Refused since discovery started:\n");
         for refused in &cluster.refused {
@@ -200,7 +270,7 @@ fn described(cluster: &Cluster, found: &ListClustersResponse, now_unix_ms: i64) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tombolo_proto::tombolo::admin::v1::RefusedStatement;
+    use tombolo_proto::tombolo::admin::v1::{RefusedExport, RefusedStatement};
 
     #[test]
     fn a_stale_member_at_a_glance() {
@@ -217,6 +287,8 @@ mod tests {
                 last_unix_ms: 1000,
                 count: 3,
             }],
+            version: "0.1.0".into(),
+            services: vec!["catalog.shop".into()],
             ..Default::default()
         };
         let found = ListClustersResponse {
@@ -233,9 +305,24 @@ mod tests {
             "3 times",
             "TMB0716 y",
             "ago",
+            "0.1.0",
+            "Imported services:\n  catalog.shop\n",
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
         assert!(table(&found, false, false).render().contains("Stale"));
+        let unknown = one(&found, "eats").unwrap_err().to_string();
+        assert!(unknown.contains("did you mean east?"), "{unknown}");
+        let own = Cluster {
+            state: "Own".into(),
+            refused_exports: vec![RefusedExport {
+                namespace: "bank".into(),
+                name: "ledger".into(),
+                message: "TMB0716 z".into(),
+            }],
+            ..east
+        };
+        let text = described(&own, &found, 61_000);
+        assert!(text.contains("  ledger.bank: TMB0716 z\n"), "{text}");
     }
 }
