@@ -14,6 +14,9 @@ use tombolo_types::NamespacedName;
 const EJECTION_MIN: Duration = Duration::from_secs(1);
 /// Longest rest.
 const EJECTION_MAX: Duration = Duration::from_secs(30);
+/// After a rest one connection tries, and the others go elsewhere until it is known what came of it, at most so long:
+/// more than one try takes ([`crate::Settings::gateway_timeout`]). Otherwise all of them would wait for what is still dead.
+const TRIAL: Duration = Duration::from_secs(3);
 /// Endpoints remembered. Over it those without open connections are forgotten: they are tried once more.
 const ENDPOINTS_MAX: usize = 10_000;
 
@@ -80,6 +83,8 @@ struct Seen {
     open: u32,
     failures: u32,
     ejected_until: Option<Instant>,
+    /// The rest is over, and one connection tries.
+    trial: bool,
 }
 
 impl Endpoints {
@@ -100,13 +105,18 @@ impl Endpoints {
             .is_some_and(|until| now < until)
     }
 
-    /// Counts a connection until the guard is dropped.
-    pub(crate) fn connect(&self, endpoint: Spot) -> Outstanding {
+    /// Counts a connection until the guard is dropped. The first one after a rest is the trial.
+    pub(crate) fn connect(&self, endpoint: Spot, now: Instant) -> Outstanding {
         let mut seen = self.seen();
         if seen.len() >= ENDPOINTS_MAX && !seen.contains_key(&endpoint) {
             seen.retain(|_, seen| seen.open > 0);
         }
-        seen.entry(endpoint.clone()).or_default().open += 1;
+        let entry = seen.entry(endpoint.clone()).or_default();
+        entry.open += 1;
+        if entry.failures > 0 && entry.ejected_until.is_some_and(|until| until <= now) {
+            entry.ejected_until = Some(now + TRIAL);
+            entry.trial = true;
+        }
         drop(seen);
         Outstanding {
             endpoints: self.clone(),
@@ -119,7 +129,8 @@ impl Endpoints {
         let mut seen = self.seen();
         let seen = seen.entry(endpoint).or_default();
         // Connections that failed together are one failure.
-        if seen.ejected_until.is_none_or(|until| until <= now) {
+        if seen.trial || seen.ejected_until.is_none_or(|until| until <= now) {
+            seen.trial = false;
             let rest = EJECTION_MIN
                 .saturating_mul(1 << seen.failures.min(5))
                 .min(EJECTION_MAX);
@@ -128,11 +139,12 @@ impl Endpoints {
         }
     }
 
-    /// It took a connection.
+    /// It took a connection, or answered in another way that shows that it is there.
     pub(crate) fn succeeded(&self, endpoint: &Spot) {
         if let Some(seen) = self.seen().get_mut(endpoint) {
             seen.failures = 0;
             seen.ejected_until = None;
+            seen.trial = false;
         }
     }
 }
@@ -186,12 +198,38 @@ mod tests {
     }
 
     #[test]
+    fn after_a_rest_one_connection_tries() {
+        let endpoints = Endpoints::default();
+        let endpoint = Spot::Endpoint("10.0.0.1:80".parse().unwrap());
+        let mut now = Instant::now();
+        endpoints.failed(endpoint.clone(), now);
+        now += EJECTION_MIN;
+        assert!(!endpoints.is_ejected(&endpoint, now));
+        let _trial = endpoints.connect(endpoint.clone(), now);
+        assert!(endpoints.is_ejected(&endpoint, now), "the others go elsewhere");
+        // It fails: the next rest is twice as long, counted from there.
+        now += TRIAL / 2;
+        endpoints.failed(endpoint.clone(), now);
+        let rest = EJECTION_MIN * 2;
+        assert!(endpoints.is_ejected(&endpoint, now + rest - Duration::from_millis(1)));
+        now += rest;
+        assert!(!endpoints.is_ejected(&endpoint, now));
+        // Nothing is heard of the next one: then another may try.
+        let _lost = endpoints.connect(endpoint.clone(), now);
+        now += TRIAL;
+        assert!(!endpoints.is_ejected(&endpoint, now));
+        let _trial = endpoints.connect(endpoint.clone(), now);
+        endpoints.succeeded(&endpoint);
+        assert!(!endpoints.is_ejected(&endpoint, now), "everybody is back");
+    }
+
+    #[test]
     fn outstanding_is_counted_and_forgotten() {
         let endpoints = Endpoints::default();
         let endpoint = Spot::Endpoint("10.0.0.1:80".parse().unwrap());
         let guards = [
-            endpoints.connect(endpoint.clone()),
-            endpoints.connect(endpoint.clone()),
+            endpoints.connect(endpoint.clone(), Instant::now()),
+            endpoints.connect(endpoint.clone(), Instant::now()),
         ];
         assert_eq!(endpoints.outstanding(&endpoint), 2);
         drop(guards);

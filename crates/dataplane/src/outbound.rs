@@ -298,7 +298,7 @@ async fn choose(
                 break;
             }
             let spot = spot(candidate);
-            let outstanding = endpoints.connect(spot.clone());
+            let outstanding = endpoints.connect(spot.clone(), Instant::now());
             match attempt(
                 context,
                 (candidate, &spot),
@@ -318,7 +318,9 @@ async fn choose(
                     if silent {
                         slow.push(index);
                     }
-                    if !denied {
+                    if denied {
+                        endpoints.succeeded(&spot);
+                    } else {
                         endpoints.failed(spot, Instant::now());
                     }
                     // A refusal says more than a silence.

@@ -213,7 +213,7 @@ pub(crate) async fn open(
             break;
         }
         let name = name_of(gateway);
-        let counted = endpoints.connect(Spot::gateway(gateway));
+        let counted = endpoints.connect(Spot::gateway(gateway), now);
         let by = deadline.min(now + patience);
         let outcome = one(context, gateway, outer, &inner, candidate, by).await;
         count(context, via, &name, outcome.as_ref().map(drop));
@@ -239,6 +239,12 @@ pub(crate) async fn open(
                 tracing::debug!(gateway = %name, network = %via.network, %error, "not through this gateway");
                 let what = next(&error);
                 let at = Instant::now();
+                if matches!(
+                    error,
+                    ThroughError::Endpoint(_) | ThroughError::Gateway(OpenError::Status(_))
+                ) {
+                    endpoints.succeeded(&Spot::gateway(gateway));
+                }
                 failed = error;
                 match what {
                     Next::Stop => break,
