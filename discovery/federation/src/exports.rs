@@ -389,8 +389,23 @@ mod tests {
             assert!(gateway(address).check().is_ok(), "{address}");
         }
         for address in [
-            "127.0.0.1", "0.0.0.0", "169.254.169.254", "224.0.0.1", "240.240.0.7", "255.255.255.255", "::", "::1",
-            "::ffff:127.0.0.1", "fe80::1", "ff02::1", "2001:2::7", "localhost", "x.localhost", "", "a b", "a..b",
+            "127.0.0.1",
+            "0.0.0.0",
+            "169.254.169.254",
+            "224.0.0.1",
+            "240.240.0.7",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "::ffff:127.0.0.1",
+            "fe80::1",
+            "ff02::1",
+            "2001:2::7",
+            "localhost",
+            "x.localhost",
+            "",
+            "a b",
+            "a..b",
         ] {
             assert!(gateway(address).check().is_err(), "{address}");
         }
@@ -399,8 +414,13 @@ mod tests {
     #[test]
     fn mesh_domains_of_others() {
         for (text, good) in [
-            ("mesh.internal", true), ("cluster.local", true), ("internal", false), ("", false), ("a b.c", false),
-            ("x..y", false), ("mesh.internal:80", false),
+            ("mesh.internal", true),
+            ("cluster.local", true),
+            ("internal", false),
+            ("", false),
+            ("a b.c", false),
+            ("x..y", false),
+            ("mesh.internal:80", false),
         ] {
             assert_eq!(check_mesh_domain(text).is_ok(), good, "{text}");
         }

@@ -205,7 +205,11 @@ impl<C: Crypto> Federation<C> {
             .and_then(|connection| connection.dialled.clone());
         let code = Code::find(&refused.code).unwrap_or(Code::PeerProtocol);
         let refusal = Refusal::new(code, format!("the peer refused: {}", refused.cause));
-        if let Some(peer) = peer.as_ref().or(dialled.as_ref()).and_then(|peer| self.peers.get_mut(peer)) {
+        if let Some(peer) = peer
+            .as_ref()
+            .or(dialled.as_ref())
+            .and_then(|peer| self.peers.get_mut(peer))
+        {
             peer.said = code.message(&refusal.cause);
         }
         // "Unknown" is how a new member is greeted by those that have not heard of it yet.
@@ -246,8 +250,8 @@ impl<C: Crypto> Federation<C> {
         if dialled.as_ref().is_some_and(|dialled| *dialled != cluster) {
             return unproven("another member was dialled");
         }
-        let unknown =
-            !self.membership.view().contains_key(&cluster) && !self.admissions.contains_key(&cluster);
+        // Never heard of; or removed, as far as is known here, and admitted again since then.
+        let unknown = self.membership.live(&cluster).is_none() && !self.admissions.contains_key(&cluster);
         if unknown && hello.chain.len() <= DEPTH_MAX + 1 {
             // Each record proves itself; what they say of others is no more than gossip.
             self.take(&hello.chain, &[], None, now);

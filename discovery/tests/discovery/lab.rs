@@ -93,15 +93,23 @@ impl Lab {
     /// Starts `tombolo-discovery run`, and waits until it answers.
     pub(crate) async fn spawn(&mut self) {
         let mut options = std::fs::File::options();
-        let log = options.create(true).append(true).open(self.dir.path().join("discovery.log")).unwrap();
+        let log = options
+            .create(true)
+            .append(true)
+            .open(self.dir.path().join("discovery.log"))
+            .unwrap();
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tombolo-discovery"));
-        command.args(["run", "--config"]).arg(self.dir.path().join("etc/discovery.yaml"));
+        command
+            .args(["run", "--config"])
+            .arg(self.dir.path().join("etc/discovery.yaml"));
         command.stdin(std::process::Stdio::null());
         command.stdout(log.try_clone().unwrap()).stderr(log);
         self.process = Some(command.spawn().unwrap());
         self.wait_for("discovery answers", async || {
             tokio::net::TcpStream::connect(self.config.listen).await.is_ok()
-                && tokio::net::UnixStream::connect(&self.config.admin_socket).await.is_ok()
+                && tokio::net::UnixStream::connect(&self.config.admin_socket)
+                    .await
+                    .is_ok()
         })
         .await;
     }
@@ -129,13 +137,18 @@ impl Lab {
     pub(crate) fn resident_kib(&self) -> u64 {
         let pid = self.process.as_ref().unwrap().id();
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
     /// Where it listens.
     pub(crate) fn address(&self) -> SocketAddr {
-        self.running.as_ref().map_or(self.config.listen, |running| running.address)
+        self.running
+            .as_ref()
+            .map_or(self.config.listen, |running| running.address)
     }
 
     pub(crate) async fn boot(&mut self) {

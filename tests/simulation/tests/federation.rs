@@ -12,11 +12,20 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
+/// Of 10,000: a cluster that was removed and admitted again was taken for the removed one, where its first contact was not
+/// with whoever admitted it, or that one had been restored.
+const FAILED_ONCE: [u64; 3] = [1698, 1788, 6517];
+
 #[test]
 fn all_seeds_heal() {
     let seeds: Vec<u64> = match number("SEED") {
         Some(seed) => vec![seed],
-        None => (0..number("SEEDS").unwrap_or(500)).collect(),
+        None => {
+            let count = number("SEEDS").unwrap_or(500);
+            (0..count)
+                .chain(FAILED_ONCE.into_iter().filter(|seed| *seed >= count))
+                .collect()
+        }
     };
     let mut total = Outcome::default();
     let mut audits: BTreeMap<&str, u64> = BTreeMap::new();
