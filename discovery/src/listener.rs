@@ -1,13 +1,15 @@
 //! The TLS listener: accepts, hands connections to the gRPC server, and keeps floods away from the private key.
 
 use crate::{
-    limits::{HalfOpen, Limits, Nameless},
-    members::{MemberLimits, Place},
+    door::{Door, Waiting},
+    forwarders::Forwarder,
+    members::Place,
+    nameless::{Calls, counted},
 };
 use rustls::ServerConfig;
 use std::{
     fmt, io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::{
         Arc,
@@ -23,7 +25,7 @@ use tokio::{
 };
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tombolo_identity::{LiveIdentity, Peer};
-use tombolo_runtime::TaskGroup;
+use tombolo_runtime::{TaskGroup, fair};
 use tombolo_types::SpiffeId;
 use tonic::transport::server::Connected;
 
@@ -46,8 +48,10 @@ pub struct LocalUser {
 /// What is known of a connection before any request; in the extensions of every request.
 #[derive(Clone, Default)]
 pub struct Link {
-    /// Where it comes from; none on a unix socket.
+    /// Where it comes from; none on a unix socket. Behind a gateway, what that says.
     pub remote: Option<SocketAddr>,
+    /// The gateway that has passed it on and said so.
+    pub via: Option<Arc<Forwarder>>,
     /// RFC 9266 exporter of the TLS session: what proofs of possession are bound to.
     pub exporter: Option<[u8; 32]>,
     /// The verified client certificate, if one of this mesh was presented.
@@ -58,6 +62,8 @@ pub struct Link {
     pub local: Option<LocalUser>,
     /// One connection too many of this member: why every call on it is refused.
     pub over: Option<Arc<str>>,
+    /// What it has had, if it has shown no certificate.
+    pub calls: Option<Arc<Calls>>,
 }
 
 impl fmt::Debug for Link {
@@ -65,6 +71,7 @@ impl fmt::Debug for Link {
         let peer = self.peer.as_ref().map(|peer| peer.id.to_string());
         f.debug_struct("Link")
             .field("remote", &self.remote)
+            .field("via", &self.via)
             .field("peer", &peer)
             .field("local", &self.local)
             .finish_non_exhaustive()
@@ -75,10 +82,28 @@ impl Link {
     /// For the audit log: the address, or the process on this host.
     pub fn from_where(&self) -> String {
         match (&self.remote, &self.local) {
-            (Some(remote), _) => SocketAddr::new(remote.ip().to_canonical(), remote.port()).to_string(),
+            (Some(remote), _) => {
+                let shown = SocketAddr::new(remote.ip().to_canonical(), remote.port());
+                match &self.via {
+                    Some(gateway) => format!("{shown} through the gateway {}", gateway.address),
+                    None => shown.to_string(),
+                }
+            }
             (None, Some(user)) => format!("local pid {}", user.pid.unwrap_or_default()),
             (None, None) => "local".into(),
         }
+    }
+
+    /// The source of the connection, where it says something about the address of a node in `network` that claims
+    /// `claimed`. Behind a gateway that is only so in the gateway's own network, and for an address that the node has
+    /// itself: a NAT on the way to a gateway is not where the node is called.
+    pub fn source_of_node(&self, network: &str, claimed: &[IpAddr]) -> Option<IpAddr> {
+        let source = self.remote?.ip().to_canonical();
+        let says = match &self.via {
+            None => true,
+            Some(gateway) => *gateway.network == *network && claimed.contains(&source),
+        };
+        says.then_some(source)
     }
 }
 
@@ -95,7 +120,7 @@ pub struct Connection<I> {
 #[derive(Debug)]
 enum Held {
     Member { _place: Place },
-    Nameless { _place: Nameless },
+    Nameless { _place: fair::Place },
 }
 
 impl<I> Connection<I> {
@@ -122,6 +147,9 @@ impl<I: AsyncRead + Unpin> AsyncRead for Connection<I> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.link.calls.as_ref().is_some_and(|calls| calls.is_over()) {
+            return Poll::Ready(Ok(())); // as if it had ended
+        }
         Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }
@@ -157,6 +185,10 @@ pub struct ListenerCounters {
     pub limited: AtomicU64,
     /// Handshakes that failed or took too long.
     pub failed: AtomicU64,
+    /// Connections whose source a gateway has named.
+    pub forwarded: AtomicU64,
+    /// Connections closed because somebody who is no gateway named another source.
+    pub impostors: AtomicU64,
 }
 
 /// Binds. `[::]` means both families; on a host without IPv6 it means IPv4.
@@ -194,12 +226,10 @@ fn unix_now() -> u64 {
 pub async fn run(
     listener: TcpListener,
     tls: Tls,
-    counters: Arc<ListenerCounters>,
+    door: Door,
     accepted_tx: mpsc::Sender<io::Result<Connection<TlsStream<TcpStream>>>>,
-    members: MemberLimits,
     tasks: TaskGroup,
 ) {
-    let limits = Limits::default();
     let stop = tasks.token();
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         let (socket, remote) = match accepted {
@@ -211,19 +241,15 @@ pub async fn run(
                 continue;
             }
         };
-        let Some(place) = limits.admit(remote.ip(), Instant::now()) else {
-            counters.limited.fetch_add(1, Ordering::Relaxed);
+        let Some(waiting) = door.enter(remote.ip()) else {
+            door.counters.limited.fetch_add(1, Ordering::Relaxed);
             continue;
         };
-        let (tls, counters, accepted_tx) = (tls.clone(), Arc::clone(&counters), accepted_tx.clone());
-        let members = members.clone();
+        let (tls, door, accepted_tx) = (tls.clone(), door.clone(), accepted_tx.clone());
         tasks.spawn_until_stopped("TLS handshake", async move {
-            let shaken = tokio::time::timeout(
-                HANDSHAKE_TIMEOUT,
-                handshake(socket, remote, tls, &place, &members),
-            )
-            .await;
-            drop(place);
+            let shaken =
+                tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(socket, remote, tls, waiting, &door)).await;
+            let counters = &door.counters;
             match shaken {
                 Ok(Ok(connection)) => {
                     counters.accepted.fetch_add(1, Ordering::Relaxed);
@@ -243,13 +269,14 @@ pub async fn run(
 }
 
 async fn handshake(
-    socket: TcpStream,
+    mut socket: TcpStream,
     remote: SocketAddr,
     tls: Tls,
-    place: &HalfOpen,
-    members: &MemberLimits,
+    waiting: Waiting,
+    door: &Door,
 ) -> io::Result<Connection<TlsStream<TcpStream>>> {
     socket.set_nodelay(true)?;
+    let (remote, via, place) = door.whence(&mut socket, remote, waiting).await?;
     // The ClientHello first: whoever sends none costs no arithmetic. Nothing that others need is held while the peer is
     // waited for; how many handshakes are computed at once is the number of threads.
     let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), socket).await?;
@@ -298,7 +325,11 @@ async fn handshake(
     let mut over = None;
     let held = match peer.as_ref().or(member.as_ref()) {
         Some(peer) => {
-            let place = members
+            if member.is_none() {
+                door.limits.has_shown(remote.ip(), Instant::now());
+            }
+            let place = door
+                .members
                 .connection(&peer.id, peer.device, remote.ip())
                 .ok_or_else(too_many)?;
             over = place.over().map(Arc::from);
@@ -308,17 +339,64 @@ async fn handshake(
             _place: place.nameless().ok_or_else(full)?,
         },
     };
+    let calls = matches!(held, Held::Nameless { .. }).then(counted);
     let link = Link {
         remote: Some(remote),
+        via: via.map(Arc::new),
         exporter: Some(exporter),
         peer,
         member,
         local: None,
         over,
+        calls,
     };
     Ok(Connection {
         io: stream,
         link,
         _place: Some(held),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_source_says_of_a_nodes_address() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let link = |remote: &str, network: Option<&str>| Link {
+            remote: Some(SocketAddr::new(ip(remote), 40_000)),
+            via: network.map(|network| {
+                Arc::new(Forwarder {
+                    address: ip("192.0.2.9"),
+                    network: network.into(),
+                    device: tombolo_types::DeviceId(1),
+                })
+            }),
+            ..Link::default()
+        };
+        let claimed = [ip("10.0.0.5")];
+        let seen = |remote, via| link(remote, via).source_of_node("lan", &claimed);
+        assert_eq!(seen("10.0.0.5", None), Some(ip("10.0.0.5")));
+        assert_eq!(
+            seen("::ffff:192.0.2.1", None),
+            Some(ip("192.0.2.1")),
+            "what it is worth is decided later"
+        );
+        assert_eq!(seen("10.0.0.5", Some("lan")), Some(ip("10.0.0.5")));
+        assert_eq!(
+            seen("10.0.0.5", Some("far")),
+            None,
+            "the same address in the gateway's network"
+        );
+        assert_eq!(
+            seen("192.0.2.1", Some("lan")),
+            None,
+            "a NAT on the way to the gateway"
+        );
+        assert_eq!(link("10.0.0.5", Some("lan")).source_of_node("lan", &[]), None);
+        let shown = link("192.0.2.1", Some("lan")).from_where();
+        assert_eq!(shown, "192.0.2.1:40000 through the gateway 192.0.2.9");
+        assert_eq!(link("192.0.2.1", None).from_where(), "192.0.2.1:40000");
+    }
 }

@@ -54,6 +54,8 @@ pub struct Metrics {
     accepted: Gauge,
     limited: Gauge,
     failed: Gauge,
+    forwarded: Gauge,
+    impostors: Gauge,
 }
 
 /// States of members, so that a state that nobody is in any more reads 0.
@@ -79,6 +81,8 @@ impl Default for Metrics {
             accepted: Gauge::default(),
             limited: Gauge::default(),
             failed: Gauge::default(),
+            forwarded: Gauge::default(),
+            impostors: Gauge::default(),
         };
         let r = &mut metrics.registry;
         r.register(
@@ -161,6 +165,16 @@ impl Default for Metrics {
             "TLS handshakes that failed",
             metrics.failed.clone(),
         );
+        r.register(
+            "tombolo_discovery_connections_forwarded",
+            "Connections whose source a gateway has named",
+            metrics.forwarded.clone(),
+        );
+        r.register(
+            "tombolo_discovery_connections_impostors",
+            "Connections closed because they named another source and came from no gateway",
+            metrics.impostors.clone(),
+        );
         metrics
     }
 }
@@ -225,6 +239,10 @@ impl Metrics {
         self.limited
             .set(as_gauge(listener.limited.load(Ordering::Relaxed)));
         self.failed.set(as_gauge(listener.failed.load(Ordering::Relaxed)));
+        self.forwarded
+            .set(as_gauge(listener.forwarded.load(Ordering::Relaxed)));
+        self.impostors
+            .set(as_gauge(listener.impostors.load(Ordering::Relaxed)));
         let mut text = String::new();
         // Encoding into a string fails only if a metric is registered wrongly: then there is nothing to show.
         if encode(&mut text, &self.registry).is_err() {

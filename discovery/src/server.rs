@@ -8,18 +8,23 @@ use crate::{
     caller::{Authenticators, Mtls},
     certificate::{self, ServerNames},
     config::Config,
+    door::Door,
     enroll::{Context, EnrollmentService},
     federation::{self, FederationConfig, FederationService},
     fleet::{self, Fleet, OwnerConfig},
+    forwarders::Forwarders,
     http::Shown,
     init::make_runtime_dir,
     istio_ca::CertificateService,
+    limits::Limits,
     listener::{self, ListenerCounters},
     members::MemberLimits,
     metrics::Metrics,
+    nameless::CountCalls,
     objects::Objects,
     state::StateDir,
     telemetry::{PushedMetrics, REQUEST_MAX, TelemetryService},
+    trust::{self, TrustConfig},
     xds::{Ads, Subscribers},
 };
 use anyhow::{Context as _, Result};
@@ -34,7 +39,7 @@ use std::{
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tombolo_ca::{Authority, TtlLimits};
+use tombolo_ca::TtlLimits;
 use tombolo_federation::limits::MESSAGE_BYTES_MAX;
 use tombolo_identity::{LiveIdentity, federated_server_config};
 use tombolo_proto::{
@@ -109,14 +114,14 @@ pub async fn start(config: &Config) -> Result<Running> {
     state.check(config)?;
     let (front, back) = (TaskGroup::new("discovery"), TaskGroup::new("discovery state"));
     let trust_domain = settings.trust_domain.clone();
-    let mut authority = Authority::open(&state.ca(), &trust_domain)?;
-    authority.set_limits(TtlLimits {
-        default: config.certificate_life.0,
-        max: config.certificate_life_max.0,
-    })?;
-    let authority = Arc::new(authority);
     let store: Arc<dyn Store> = RedbStore::open(&state.store(), StoreOptions::default())
         .with_context(|| format!("the store {} cannot be opened", state.store().display()))?;
+    let limits = TtlLimits {
+        default: config.certificate_life.0,
+        max: config.certificate_life_max.0,
+    };
+    let opened = trust::open(Arc::clone(&store), &state, &trust_domain, limits).await?;
+    let (trust, authority) = (opened.handle(), opened.handle().authority());
     let objects = Objects::new(store);
     let bearer = Arc::new(Bearer::open(&state.bearer_key(), trust_domain.clone())?);
     let audit = Arc::new(
@@ -132,7 +137,7 @@ pub async fn start(config: &Config) -> Result<Running> {
         OwnerConfig {
             objects: objects.clone(),
             settings: settings.clone(),
-            bundles: vec![(trust_domain.clone(), authority.roots_pem().to_owned())],
+            bundles: vec![(trust_domain.clone(), authority.bundle_pem())],
             memory_path: state.members(),
             vips_path: state.vips(),
             imported_vips_path: state.imported_vips(),
@@ -154,14 +159,14 @@ pub async fn start(config: &Config) -> Result<Running> {
     );
     back.spawn_until_stopped(
         "own certificate",
-        certificate::keep(names, Arc::clone(&authority), Arc::clone(&live)),
+        certificate::keep(names.clone(), trust.clone(), Arc::clone(&live)),
     );
 
     let federation = federation::start(
         FederationConfig {
             cluster: config.cluster_name(),
             settings: settings.clone(),
-            roots_pem: authority.roots_pem().to_owned(),
+            roots_pem: authority.bundle_pem(),
             endpoints: config.federation_endpoints.clone(),
             advertise: config.advertise.clone(),
             store: Arc::clone(objects.store()),
@@ -175,11 +180,24 @@ pub async fn start(config: &Config) -> Result<Running> {
     )
     .await?;
 
+    let forwarders = Forwarders::new(fleet.clone(), settings.clone());
     let subscribers = Subscribers::default();
+    trust::start(
+        opened,
+        TrustConfig {
+            live: Arc::clone(&live),
+            names,
+            objects: objects.clone(),
+            fleet: fleet.clone(),
+            federation: federation.clone(),
+            subscribers: subscribers.clone(),
+        },
+        &back,
+    );
     let mesh = Arc::new(Context {
         objects,
         fleet: fleet.clone(),
-        authority: Arc::clone(&authority),
+        trust: trust.clone(),
         settings,
         endpoints: config.advertise.clone(),
         audit: Arc::clone(&audit),
@@ -195,7 +213,7 @@ pub async fn start(config: &Config) -> Result<Running> {
         tasks: front.clone(),
     });
     let remote = Authenticators::new(
-        vec![Box::new(Mtls), Box::new(SharedBearer(bearer))],
+        vec![Box::new(Mtls), Box::new(SharedBearer(Arc::clone(&bearer)))],
         fleet.clone(),
     );
     let members = MemberLimits::default();
@@ -206,11 +224,14 @@ pub async fn start(config: &Config) -> Result<Running> {
         addresses,
         Arc::clone(&metrics),
         members.clone(),
+        forwarders.clone(),
         front.clone(),
     );
     let certificates = CertificateService {
-        authority,
+        trust,
         authenticators: remote.clone(),
+        bearer,
+        world: fleet.world(),
         audit: Arc::clone(&audit),
         metrics: Arc::clone(&metrics),
     };
@@ -272,12 +293,21 @@ pub async fn start(config: &Config) -> Result<Running> {
         config: Arc::new(federated_server_config(&live, federation.trusted())?),
         own: Arc::clone(&live),
     };
+    let door = Door {
+        limits: Limits::default(),
+        members,
+        forwarders,
+        audit: Arc::clone(&audit),
+        counters,
+    };
     let (accepted_tx, accepted_rx) = mpsc::channel(listener::ACCEPTED_MAX);
     front.spawn(
         "listener",
-        listener::run(tcp, tls, counters, accepted_tx, members, front.clone()),
+        listener::run(tcp, tls, door, accepted_tx, front.clone()),
     );
     let router = grpc()
+        // Outermost: what is refused there waits for nothing.
+        .layer(CountCalls)
         .layer(audited(&audit))
         .add_service(AggregatedDiscoveryServiceServer::new(ads).max_decoding_message_size(ADS_REQUEST_MAX))
         .add_service(

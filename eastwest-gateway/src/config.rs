@@ -39,12 +39,27 @@ pub(crate) struct Settings {
     pub(crate) connections_max: usize,
     /// Connections of one source that have not shown who they are.
     pub(crate) half_open_per_source_max: usize,
-    /// Devices that may hold reverse sessions.
+    /// Devices that may hold reverse sessions. One costs a few ten KiB (benches/results).
     pub(crate) sessions_max: usize,
+    /// Calls of members at once. Each is two descriptors and, while bytes flow, two buffers: 20,000 fill about a gigabyte
+    /// at worst.
+    pub(crate) calls_max: usize,
+    /// Of one device, or of one identity where members have no device: as many as one agent holds back at most, and a fifth of
+    /// all.
+    pub(crate) calls_per_peer_max: usize,
+    /// Calls whose endpoint has not taken them yet: 1,000 a second to endpoints that answer nothing at all.
+    pub(crate) dials_max: usize,
+    /// A member's connection without calls is closed after so long; 0: never. ztunnel and our agents close theirs after five
+    /// minutes.
+    pub(crate) connection_idle_seconds: u64,
     /// Connections to discovery at once, and of one source.
     pub(crate) discovery_connections_max: usize,
     /// Of one source: an office or a cloud's NAT may hide many VMs.
     pub(crate) discovery_per_source_max: usize,
+    /// New connections to discovery a second, twice as many after a pause.
+    pub(crate) discovery_per_second: u32,
+    /// Of one source.
+    pub(crate) discovery_per_source_per_second: u32,
     /// Where metrics are served.
     pub(crate) metrics_listen: SocketAddr,
     /// Where readiness is served.
@@ -74,8 +89,14 @@ impl Default for Settings {
             connections_max: 8192,
             half_open_per_source_max: 128,
             sessions_max: 10_000,
+            calls_max: 20_000,
+            calls_per_peer_max: 4096,
+            dials_max: 2048,
+            connection_idle_seconds: 600,
             discovery_connections_max: 8192,
-            discovery_per_source_max: 512,
+            discovery_per_source_max: 480,
+            discovery_per_second: 400,
+            discovery_per_source_per_second: 50,
             metrics_listen: (loopback, ports::METRICS).into(),
             readiness_listen: (loopback, ports::READINESS).into(),
             drain_seconds: 30,

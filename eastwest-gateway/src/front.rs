@@ -2,23 +2,20 @@
 //! (HBONE), hosts that hold reverse sessions, or discovery behind it.
 
 use crate::{
+    admission::Admission,
     config::Settings,
     hello::{ClientHello, HELLO_MAX, Peeked, peek},
     metrics::Metrics,
-    passthrough,
-    route::{OUTBOUND_SUFFIX, device_of},
     service::Calls,
+    way_in::WayIn,
 };
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::watch,
     time::{Instant, sleep, timeout},
 };
-use tombolo_control_client::Registration;
-use tombolo_runtime::TaskGroup;
-use tombolo_snapshot::Snapshot;
-use tombolo_tunnel::{ALPN_REVERSE, HalfOpen, Pool, ReverseSession, Server};
+use tombolo_runtime::{TaskGroup, fair::Places};
+use tombolo_tunnel::{ALPN_REVERSE, Pool, ReverseSession, Server};
 use tombolo_types::{DeviceId, TrustDomain};
 
 /// Longest wait for the first message.
@@ -34,15 +31,15 @@ pub(crate) struct Front {
     pub(crate) trust_domain: TrustDomain,
     pub(crate) server: Server,
     pub(crate) calls: Arc<Calls>,
+    pub(crate) admission: Admission,
     pub(crate) pool: Pool,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) registration: watch::Receiver<Arc<Registration>>,
     /// Before it is known what a connection is.
-    pub(crate) unknown: Arc<HalfOpen>,
+    pub(crate) unknown: Arc<Places>,
     /// Connections to discovery.
-    pub(crate) to_discovery: Arc<HalfOpen>,
+    pub(crate) way_in: WayIn,
     /// Connections of sidecars.
-    pub(crate) passing: Arc<HalfOpen>,
+    pub(crate) passing: Arc<Places>,
     pub(crate) tasks: TaskGroup,
 }
 
@@ -76,7 +73,7 @@ impl Front {
                 continue;
             };
             let Some(place) = self.unknown.enter(remote.ip()) else {
-                self.metrics.accepted("refused");
+                self.metrics.limited("unproven");
                 continue;
             };
             let front = Arc::clone(&self);
@@ -102,17 +99,12 @@ impl Front {
                 self.reverse(tcp, remote).await;
             }
             Purpose::Discovery => {
-                let Some(_place) = self.to_discovery.enter(remote.ip()) else {
-                    self.metrics.accepted("refused");
-                    return;
+                let _place = match self.way_in.admit(remote.ip(), Instant::now().into_std()) {
+                    Ok(place) => place,
+                    Err(limit) => return self.metrics.limited(limit.as_str()),
                 };
                 self.metrics.accepted("discovery");
-                let endpoints = if self.settings.discovery.is_empty() {
-                    self.registration.borrow().endpoints.clone()
-                } else {
-                    self.settings.discovery.clone()
-                };
-                passthrough::to_first(tcp, &endpoints, "discovery").await;
+                self.way_in.pass(tcp, remote).await;
             }
             Purpose::Unknown => {
                 self.metrics.accepted("refused");
@@ -122,6 +114,10 @@ impl Front {
     }
 
     async fn reverse(&self, tcp: TcpStream, remote: SocketAddr) {
+        // Until it is known whether it may be held.
+        let Some(_place) = self.unknown.enter(remote.ip()) else {
+            return self.metrics.limited("unproven");
+        };
         match self.pool.accept_reverse(tcp).await {
             Ok(session) => self.hold(session).await,
             Err(error) => tracing::debug!(%remote, %error, "a reverse session was not made"),
@@ -155,6 +151,7 @@ impl Front {
             return;
         };
         if !self.calls.sessions.insert(device, session) {
+            self.metrics.limited("sessions");
             tracing::warn!(%remote, peer = %peer.id, "reverse session refused: sessions_max is reached");
             return;
         }
@@ -163,18 +160,20 @@ impl Front {
     }
 
     pub(crate) fn count(&self) {
-        let count = i64::try_from(self.calls.sessions.len()).unwrap_or(i64::MAX);
-        self.metrics.sessions.set(count);
+        let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.metrics.sessions.set(gauge(self.calls.sessions.reap()));
+        self.metrics
+            .resting
+            .set(gauge(self.calls.balance.resting(Instant::now())));
     }
 
     /// The device, if an entry of the home network names it with this identity.
     async fn admitted(&self, session: &ReverseSession) -> Option<DeviceId> {
-        let peer = session.peer();
-        let device = peer.device?;
         let deadline = Instant::now() + ENTRY_PATIENCE;
         loop {
-            if names(&self.calls.world.load(), device, session) {
-                return Some(device);
+            let device = self.admission.device(&self.calls.world.load(), session.peer());
+            if device.is_some() {
+                return device;
             }
             if Instant::now() >= deadline || session.is_closed() {
                 return None;
@@ -182,21 +181,6 @@ impl Front {
             sleep(Duration::from_millis(50)).await;
         }
     }
-}
-
-fn names(world: &Snapshot, device: DeviceId, session: &ReverseSession) -> bool {
-    let home = &world.own().network;
-    world.workloads().any(|workload| {
-        let outbound = workload
-            .network
-            .strip_suffix(OUTBOUND_SUFFIX)
-            .is_some_and(|network| network == &**home);
-        outbound
-            && device_of(&workload.name) == Some(device)
-            && workload
-                .identity()
-                .is_ok_and(|identity| identity == session.peer().id)
-    })
 }
 
 /// The next connection; none when accepting failed, after a pause.

@@ -7,6 +7,9 @@
 //! **Invariant:** it routes to services of its own mesh in its own network, and nowhere else (`route`).
 //! **Invariant:** without discovery it serves what it knew last.
 
+mod admission;
+mod balance;
+mod budget;
 mod config;
 mod front;
 mod hello;
@@ -17,6 +20,7 @@ mod route;
 mod run;
 mod service;
 mod sessions;
+mod way_in;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};

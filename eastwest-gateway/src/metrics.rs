@@ -27,6 +27,14 @@ pub(crate) struct PortLabels {
     pub(crate) kind: &'static str,
 }
 
+/// Label of what a limit has closed or refused.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct LimitLabels {
+    /// `unproven`, `discovery_rate`, `discovery_connections`, `sidecars`, `sessions`; of calls `calls_max`,
+    /// `calls_per_peer_max`, `dials_max`, `drain`; `connection_idle`.
+    pub(crate) limit: &'static str,
+}
+
 /// Labels of bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct ByteLabels {
@@ -46,8 +54,11 @@ pub(crate) struct Metrics {
     pub(crate) open: Gauge,
     /// Accepted connections by what they turned out to be.
     pub(crate) accepted: Family<PortLabels, Counter>,
+    limited: Family<LimitLabels, Counter>,
     /// Devices that hold a reverse session.
     pub(crate) sessions: Gauge,
+    /// Endpoints that rest after failures.
+    pub(crate) resting: Gauge,
     services: std::sync::Mutex<std::collections::HashSet<String>>,
 }
 
@@ -59,7 +70,9 @@ impl Metrics {
             bytes: Family::default(),
             open: Gauge::default(),
             accepted: Family::default(),
+            limited: Family::default(),
             sessions: Gauge::default(),
+            resting: Gauge::default(),
             services: std::sync::Mutex::default(),
         };
         metrics.common.register(|registry| {
@@ -84,9 +97,19 @@ impl Metrics {
                 metrics.accepted.clone(),
             );
             registry.register(
+                "tombolo_gateway_limited",
+                "What a limit has closed or refused",
+                metrics.limited.clone(),
+            );
+            registry.register(
                 "tombolo_gateway_reverse_sessions",
                 "Devices that hold a reverse session",
                 metrics.sessions.clone(),
+            );
+            registry.register(
+                "tombolo_gateway_resting_endpoints",
+                "Endpoints that rest after failures",
+                metrics.resting.clone(),
             );
         });
         Arc::new(metrics)
@@ -123,6 +146,19 @@ impl Metrics {
 
     pub(crate) fn accepted(&self, kind: &'static str) {
         self.accepted.get_or_create(&PortLabels { kind }).inc();
+    }
+
+    /// Closed by a limit: refused as well.
+    pub(crate) fn limited(&self, limit: &'static str) {
+        self.accepted("refused");
+        self.over(limit, 1);
+    }
+
+    /// Calls refused or ended by a limit, or connections that had served their time.
+    pub(crate) fn over(&self, limit: &'static str, count: u64) {
+        if count > 0 {
+            self.limited.get_or_create(&LimitLabels { limit }).inc_by(count);
+        }
     }
 }
 

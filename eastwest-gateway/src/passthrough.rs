@@ -1,4 +1,4 @@
-//! TLS that is passed on unopened: to discovery, and, where the operator has named them, from Istio's sidecars to hosts.
+//! TLS of Istio's sidecars that is passed on unopened, to the hosts that the operator has named.
 
 use crate::front::{Front, first_message, next};
 use std::{io, sync::Arc, time::Duration};
@@ -24,7 +24,7 @@ const SIDECAR_ALPN: [&[u8]; 5] = [
 ];
 
 /// Passes the connection to the first of `endpoints` (`host:port`) that answers.
-pub(crate) async fn to_first(mut tcp: TcpStream, endpoints: &[String], what: &str) {
+async fn to_first(mut tcp: TcpStream, endpoints: &[String], what: &str) {
     for endpoint in endpoints {
         match dial(endpoint).await {
             Ok(mut inward) => {
@@ -38,7 +38,8 @@ pub(crate) async fn to_first(mut tcp: TcpStream, endpoints: &[String], what: &st
     }
 }
 
-async fn dial(endpoint: &str) -> io::Result<TcpStream> {
+/// Connects to `host:port`, one address after the other.
+pub(crate) async fn dial(endpoint: &str) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     let addresses = timeout(DIAL_TIMEOUT, tokio::net::lookup_host(endpoint)).await??;
     for address in addresses {
@@ -69,7 +70,9 @@ fn endpoints(world: &Snapshot, host: &str, port: u16) -> Vec<String> {
     let Some(service) = world.service_by_host(host, "") else {
         return Vec::new();
     };
-    let Some(target) = service.port(port).map(|map| map.target_port) else {
+    // Nobody's identity is seen here: like a cluster that shares nothing but exports.
+    let exported = world.is_exported(&service.key);
+    let Some(target) = service.port(port).filter(|_| exported).map(|map| map.target_port) else {
         return Vec::new();
     };
     let mut found = Vec::new();
@@ -95,7 +98,7 @@ impl Front {
                 continue;
             };
             let Some(place) = self.passing.enter(remote.ip()) else {
-                self.metrics.accepted("refused");
+                self.metrics.limited("sidecars");
                 continue;
             };
             let front = Arc::clone(&self);
@@ -123,8 +126,12 @@ impl Front {
                     return;
                 };
                 front.metrics.accepted("passthrough");
-                let endpoints = endpoints(&front.calls.world.load(), host, port);
+                let mut endpoints = endpoints(&front.calls.world.load(), host, port);
+                front.calls.balance.rotate(&mut endpoints);
+                // Like a call: a drain waits for it.
+                front.metrics.open.inc();
                 to_first(tcp, &endpoints, host).await;
+                front.metrics.open.dec();
             });
         }
     }

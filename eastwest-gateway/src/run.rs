@@ -1,6 +1,6 @@
 //! The life of a gateway: state, subscription, ports, drain.
 
-use crate::{config::Settings, front::Front, metrics::Metrics, service::Calls, sessions::Sessions};
+use crate::{admission::Admission, budget::Budget, config::Settings, front::Front, metrics::Metrics, service::Calls, sessions::Sessions, way_in::WayIn};
 use anyhow::Context as _;
 use http::StatusCode;
 use sd_notify::NotifyState;
@@ -10,11 +10,15 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
-use tokio::{net::TcpListener, sync::watch, time::sleep};
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    time::{Instant, sleep},
+};
 use tombolo_control_client::{Control, Health, Inputs, Restored, State, restore};
-use tombolo_runtime::{Reader, TaskGroup, http as endpoint, published, stop_signal};
+use tombolo_runtime::{Reader, TaskGroup, fair::Places, http as endpoint, published, stop_signal};
 use tombolo_snapshot::Snapshot;
-use tombolo_tunnel::{HalfOpen, Limits, Pool, PoolLimits, Server, Service as _};
+use tombolo_tunnel::{Limits, Pool, PoolLimits, Server, Service as _};
 use tombolo_types::Code;
 
 /// How often a gateway that is not enrolled looks whether it is now.
@@ -25,6 +29,14 @@ const LAME_DUCK: Duration = Duration::from_secs(1);
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often expired peers and dead sessions are looked for.
 const UPKEEP: Duration = Duration::from_secs(2);
+/// A call that was asked for before its caller heard of the drain still needs the host's session: a round trip of a long way.
+const SESSIONS_LATER: Duration = Duration::from_millis(300);
+/// How often a drain looks whether it is done.
+const LOOK: Duration = Duration::from_millis(50);
+/// For what ended calls have left to be sent, and connections to be closed.
+const CLOSING: Duration = Duration::from_secs(1);
+/// Longest list of headers of a call, in bytes. Source: ztunnel, as a client.
+const HEADER_LIST_MAX: u32 = 16 * 1024;
 /// Half-open connections of everybody together.
 const UNKNOWN_MAX: usize = 4096;
 
@@ -75,6 +87,7 @@ pub(crate) async fn run(settings: Settings, state_dir: &Path) -> anyhow::Result<
         world.clone(),
         sessions,
         Arc::clone(&metrics),
+        Budget::new(settings.calls_max, settings.calls_per_peer_max, settings.dials_max),
         settings.log_calls,
     ));
     let revoked = Arc::clone(&calls);
@@ -88,6 +101,7 @@ pub(crate) async fn run(settings: Settings, state_dir: &Path) -> anyhow::Result<
     let limits = Limits {
         connections_max: settings.connections_max,
         half_open_per_source_max: settings.half_open_per_source_max,
+        header_list_max: HEADER_LIST_MAX,
         ..Limits::default()
     };
     let local = settings.listen.first().copied().context("listen is empty")?;
@@ -96,15 +110,12 @@ pub(crate) async fn run(settings: Settings, state_dir: &Path) -> anyhow::Result<
         trust_domain,
         server,
         calls,
+        admission: Admission::default(),
         pool,
         metrics,
-        registration: control.watch_registration(),
-        unknown: HalfOpen::new(settings.half_open_per_source_max, UNKNOWN_MAX),
-        to_discovery: HalfOpen::new(
-            settings.discovery_per_source_max,
-            settings.discovery_connections_max,
-        ),
-        passing: HalfOpen::new(settings.half_open_per_source_max, settings.connections_max),
+        unknown: Places::new(UNKNOWN_MAX, settings.half_open_per_source_max),
+        way_in: WayIn::new(&settings, control.watch_registration(), control.watch_status()),
+        passing: Places::new(settings.connections_max, settings.half_open_per_source_max),
         tasks: tasks.clone(),
         settings,
     });
@@ -197,17 +208,26 @@ fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 
 /// After each change of the world the connections are looked at again: the revoked are cut.
 async fn upkeep(front: Arc<Front>, mut world: Reader<Snapshot>) {
+    let mut due = Instant::now() + UPKEEP;
     loop {
-        let changed = tokio::time::timeout(UPKEEP, world.changed()).await;
+        let changed = tokio::time::timeout_at(due, world.changed()).await;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         if changed.is_ok() {
             front
                 .server
                 .recheck(now.as_secs(), |peer| front.calls.admit(peer));
             front.pool.recheck(now.as_secs());
-        } else {
+        }
+        if Instant::now() >= due {
+            due = Instant::now() + UPKEEP;
             front.server.retire(now.as_secs());
             front.pool.retire(now.as_secs());
+            let idle = front.settings.connection_idle_seconds;
+            if idle > 0 {
+                let closed = front.server.close_idle(Duration::from_secs(idle));
+                front.metrics.over("connection_idle", u64::try_from(closed).unwrap_or_default());
+            }
+            front.calls.balance.forget(Instant::now());
         }
         front.count();
     }
@@ -219,12 +239,24 @@ async fn drain(front: &Front, control: &Control, health: &watch::Sender<Health>,
     if control.status().connected {
         sleep(LAME_DUCK).await;
     }
+    let deadline = Instant::now() + front.settings.drain();
     accepting.stop();
     front.server.drain();
+    sleep(SESSIONS_LATER).await;
+    front.calls.sessions.drain();
     front.pool.drain();
-    let deadline = tokio::time::Instant::now() + front.settings.drain();
-    while front.metrics.open.get() > 0 && tokio::time::Instant::now() < deadline {
-        sleep(Duration::from_millis(50)).await;
+    while front.metrics.open.get() > 0 && Instant::now() < deadline {
+        sleep(LOOK).await;
+    }
+    let open = front.metrics.open.get();
+    if open > 0 {
+        tracing::warn!(open, "drain_seconds are over: open calls are cut");
+        front.metrics.over("drain", u64::try_from(open).unwrap_or_default());
+        return;
+    }
+    let deadline = Instant::now() + CLOSING;
+    while !front.server.connections().is_empty() && Instant::now() < deadline {
+        sleep(LOOK).await;
     }
 }
 

@@ -28,6 +28,8 @@ pub(crate) struct Connection {
     pub(crate) exporter: [u8; 32],
     /// Unique address of this host on it.
     pub(crate) local: SocketAddr,
+    /// What it was dialled at.
+    pub(crate) remote: SocketAddr,
 }
 
 /// Opens a connection to `endpoint` (`host:port`).
@@ -40,6 +42,7 @@ pub(crate) async fn connect(
         |cause: &dyn std::fmt::Display| Problem::new(Code::Unreachable, format!("{endpoint}: {cause}"));
     let tcp = dial(endpoint).await.map_err(|error| unreachable(&error))?;
     let local = tcp.local_addr().map_err(|error| unreachable(&error))?;
+    let remote = tcp.peer_addr().map_err(|error| unreachable(&error))?;
     let name = control_server_name(trust_domain).map_err(|error| unreachable(&error))?;
     let handshake = TlsConnector::from(Arc::new(tls)).connect(name, tcp);
     let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
@@ -55,6 +58,7 @@ pub(crate) async fn connect(
         channel,
         exporter,
         local,
+        remote,
     })
 }
 

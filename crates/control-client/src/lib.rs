@@ -43,4 +43,4 @@ pub use problem::Problem;
 pub use push::MetricsPush;
 pub use registration::{Registration, RegistrationError};
 pub use state::{Pending, State, StateError};
-pub use status::ControlStatus;
+pub use status::{ControlPath, ControlStatus};

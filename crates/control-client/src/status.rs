@@ -1,4 +1,5 @@
 use crate::Problem;
+use std::net::{IpAddr, SocketAddr};
 
 /// How the node stands with discovery: what `tombolo status` shows.
 #[derive(Debug, Clone, Default)]
@@ -25,6 +26,29 @@ pub struct ControlStatus {
     pub rejected: Vec<String>,
     /// Version of the discovery that was connected last; empty where it does not say.
     pub discovery_version: String,
+    /// The way that the last stream took, and what discovery says that it can do on it.
+    pub path: Option<ControlPath>,
     /// Every type was answered at least once on a stream of this process.
     pub synced: bool,
 }
+
+/// A connection to discovery, and what discovery offers on connections that take the same way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ControlPath {
+    /// Address of this host on it.
+    pub local: IpAddr,
+    /// What was dialled.
+    pub remote: SocketAddr,
+    /// Features beyond its version.
+    pub features: Vec<String>,
+}
+
+impl ControlPath {
+    /// True if discovery believes what a header of the PROXY protocol says on connections that take this way.
+    pub fn takes_proxy_headers(&self) -> bool {
+        self.features.iter().any(|feature| feature == PROXY_FEATURE)
+    }
+}
+
+/// As discovery says it.
+const PROXY_FEATURE: &str = "proxy-protocol-v2";

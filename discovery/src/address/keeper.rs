@@ -39,7 +39,8 @@ const RACES_MAX: usize = 5;
 
 struct Seen {
     device: DeviceId,
-    source: IpAddr,
+    /// None where it says nothing about the node's own address.
+    source: Option<IpAddr>,
     claimed: Vec<IpAddr>,
 }
 
@@ -57,7 +58,7 @@ pub struct AddressKeeper {
 
 impl std::fmt::Debug for Seen {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} from {}", self.device, self.source)
+        write!(f, "{} from {:?}", self.device, self.source)
     }
 }
 
@@ -84,8 +85,8 @@ impl AddressKeeper {
         Self { seen_tx }
     }
 
-    /// A control stream of a device came from `source`, and the node claims these addresses.
-    pub fn seen(&self, device: DeviceId, source: IpAddr, claimed: Vec<IpAddr>) {
+    /// A control stream of a device came from `source`, if that is known, and the node claims these addresses.
+    pub fn seen(&self, device: DeviceId, source: Option<IpAddr>, claimed: Vec<IpAddr>) {
         let _ = self.seen_tx.try_send(Seen {
             device,
             source,
@@ -124,7 +125,7 @@ impl Keeper {
                 },
                 Some((seen, stays)) = moves.next() => {
                     if stays {
-                        tracing::warn!(device = %seen.device, source = %seen.source,
+                        tracing::warn!(device = %seen.device, source = ?seen.source,
                             "a stream of this device comes from elsewhere while it still answers at its address: a copy?");
                         continue;
                     }
@@ -147,7 +148,7 @@ impl Keeper {
                 return Ok(());
             };
             let current = entry.spec.address.parse::<IpAddr>().ok();
-            let holds = |address: IpAddr| address == seen.source || seen.claimed.contains(&address);
+            let holds = |address: IpAddr| Some(address) == seen.source || seen.claimed.contains(&address);
             if current.is_some_and(|address| holds(address) || seen.claimed.is_empty()) {
                 self.waiting.remove(&seen.device);
                 return Ok(());
@@ -167,7 +168,7 @@ impl Keeper {
                 return Ok(());
             }
             let cidrs = cidrs_of(&group);
-            let choice = choose(Some(seen.source), &seen.claimed, &cidrs, &self.settings.plan);
+            let choice = choose(seen.source, &seen.claimed, &cidrs, &self.settings.plan);
             let before = entry.clone();
             let placed = place(&self.objects, &view, &mut entry, &choice, &self.settings.network).await?;
             self.wait(seen.device, &entry);
@@ -180,7 +181,7 @@ impl Keeper {
                 Err(error) if is_race(&error) => {}
                 Err(error) => return Err(error),
                 Ok(_) => {
-                    tracing::info!(device = %seen.device, source = %seen.source, taken = ?choice.taken, "address reviewed");
+                    tracing::info!(device = %seen.device, source = ?seen.source, taken = ?choice.taken, "address reviewed");
                     return Ok(());
                 }
             }

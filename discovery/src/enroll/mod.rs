@@ -22,24 +22,30 @@ use crate::{
     metrics::Metrics,
     objects::Objects,
     refusal::Refusal,
+    trust::Trust,
 };
 use std::{
+    net::Ipv4Addr,
     sync::Arc,
     time::{Duration, SystemTime},
 };
-use tokio::sync::Semaphore;
-use tombolo_ca::{Authority, CaError, Issued};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tombolo_ca::{CaError, Issued};
 use tombolo_config::{Object, WorkloadEntrySpec, WorkloadGroupSpec};
 use tombolo_proto::tombolo::v1::{self as pb, enrollment_server::Enrollment};
 use tombolo_registry::MeshSettings;
+use tombolo_runtime::fair;
 use tombolo_types::{DeviceId, SpiffeId};
 use tonic::{Request, Response, Status};
 
-/// Redemptions at once: a flood of attempts delays no renewal.
-const ENROLLING_MAX: usize = 16;
-/// Redemptions that wait for their turn; more are told to come again.
-const ENROLL_QUEUE_MAX: usize = 512;
-/// Renewals and farewells at once.
+/// Redemptions at once, and as many renewals of hosts that show no certificate: a flood of attempts delays no renewal of a
+/// member.
+const STRANGERS_MAX: usize = 16;
+/// Calls of strangers that wait for their turn, of each kind; more are told to come again.
+const QUEUE_MAX: usize = 1024;
+/// And of one source.
+const QUEUE_PER_SOURCE_MAX: usize = 32;
+/// Renewals and farewells of members at once.
 const RENEWING_MAX: usize = 64;
 /// Bytes of a certificate request.
 const CSR_MAX: usize = 16 * 1024;
@@ -53,8 +59,8 @@ pub struct Context {
     pub objects: Objects,
     /// Fleet.
     pub fleet: Fleet,
-    /// Certificate authority.
-    pub authority: Arc<Authority>,
+    /// The own roots and the CA that signs.
+    pub trust: Trust,
     /// Mesh.
     pub settings: MeshSettings,
     /// `host:port` of discovery, in order of preference.
@@ -69,9 +75,43 @@ pub struct Context {
 #[derive(Debug, Clone)]
 pub struct EnrollmentService {
     context: Arc<Context>,
-    enrolling: Arc<Semaphore>,
-    queue: Arc<Semaphore>,
+    enrolling: Turns,
+    /// Renewals by the device key alone, after an absence.
+    returning: Turns,
     renewing: Arc<Semaphore>,
+}
+
+/// Turns of callers who have shown no certificate.
+#[derive(Debug, Clone)]
+struct Turns {
+    queue: Arc<fair::Places>,
+    at_once: Arc<Semaphore>,
+}
+
+impl Turns {
+    fn new() -> Self {
+        Self {
+            queue: fair::Places::new(QUEUE_MAX, QUEUE_PER_SOURCE_MAX),
+            at_once: Arc::new(Semaphore::new(STRANGERS_MAX)),
+        }
+    }
+
+    /// Waits for a turn. Cancel-safe.
+    async fn turn(&self, link: &Link) -> Result<(fair::Place, SemaphorePermit<'_>), Status> {
+        let source = link
+            .remote
+            .map_or(Ipv4Addr::UNSPECIFIED.into(), |remote| remote.ip());
+        let place = self
+            .queue
+            .enter(source)
+            .ok_or_else(|| Refusal::busy("many hosts enrol at once; try again"))?;
+        let turn = self.at_once.acquire().await.map_err(|_| stopping())?;
+        Ok((place, turn))
+    }
+}
+
+fn stopping() -> Status {
+    Status::unavailable("discovery is stopping")
 }
 
 /// A certificate with the digest of its key.
@@ -85,10 +125,20 @@ impl EnrollmentService {
     pub fn new(context: Arc<Context>) -> Self {
         Self {
             context,
-            enrolling: Arc::new(Semaphore::new(ENROLLING_MAX)),
-            queue: Arc::new(Semaphore::new(ENROLL_QUEUE_MAX)),
+            enrolling: Turns::new(),
+            returning: Turns::new(),
             renewing: Arc::new(Semaphore::new(RENEWING_MAX)),
         }
+    }
+
+    /// A turn to renew or leave: members who show their certificate do not wait behind those who show none. Cancel-safe.
+    async fn turn_of(&self, link: &Link) -> Result<(Option<fair::Place>, SemaphorePermit<'_>), Status> {
+        if link.peer.is_some() {
+            let turn = self.renewing.acquire().await.map_err(|_| stopping())?;
+            return Ok((None, turn));
+        }
+        let (place, turn) = self.returning.turn(link).await?;
+        Ok((Some(place), turn))
     }
 }
 
@@ -123,11 +173,12 @@ impl Context {
         let id = SpiffeId::new(self.settings.trust_domain.clone(), namespace, service_account)
             .map_err(Refusal::internal)?;
         let (device, now) = (Some(device), SystemTime::now());
+        let authority = self.trust.authority();
         // Whether this device may be a gateway was settled when its token was made.
         let issued = if id == SpiffeId::gateway(self.settings.trust_domain.clone()) {
-            self.authority.issue_system(csr, &id, device, Duration::ZERO, now)
+            authority.issue_system(csr, &id, device, Duration::ZERO, now)
         } else {
-            self.authority.issue(csr, &id, device, Duration::ZERO, now)
+            authority.issue(csr, &id, device, Duration::ZERO, now)
         };
         let issued: Issued = issued.map_err(|error| match error {
             CaError::Csr(_) => Refusal::invalid(error),
@@ -255,15 +306,7 @@ impl Enrollment for EnrollmentService {
         request: Request<pb::EnrollRequest>,
     ) -> Result<Response<pb::EnrollResponse>, Status> {
         let link = link_of(&request);
-        let _place = self
-            .queue
-            .try_acquire()
-            .map_err(|_| Refusal::busy("many hosts enrol at once; try again"))?;
-        let _turn = self
-            .enrolling
-            .acquire()
-            .await
-            .map_err(|_| Status::unavailable("discovery is stopping"))?;
+        let _turn = self.enrolling.turn(&link).await?;
         let mut act = Act::default();
         let result = self.context.enroll(&link, &request.into_inner(), &mut act).await;
         self.context
@@ -273,11 +316,7 @@ impl Enrollment for EnrollmentService {
 
     async fn renew(&self, request: Request<pb::RenewRequest>) -> Result<Response<pb::RenewResponse>, Status> {
         let link = link_of(&request);
-        let _turn = self
-            .renewing
-            .acquire()
-            .await
-            .map_err(|_| Status::unavailable("discovery is stopping"))?;
+        let _turn = self.turn_of(&link).await?;
         let mut act = Act::default();
         let result = self.context.renew(&link, &request.into_inner(), &mut act).await;
         self.context
@@ -287,11 +326,7 @@ impl Enrollment for EnrollmentService {
 
     async fn leave(&self, request: Request<pb::LeaveRequest>) -> Result<Response<pb::LeaveResponse>, Status> {
         let link = link_of(&request);
-        let _turn = self
-            .renewing
-            .acquire()
-            .await
-            .map_err(|_| Status::unavailable("discovery is stopping"))?;
+        let _turn = self.turn_of(&link).await?;
         let mut act = Act::default();
         let result = self.context.leave(&link, &request.into_inner(), &mut act).await;
         self.context

@@ -355,7 +355,12 @@ impl Context {
             .take(ADDRESSES_MAX)
             .filter_map(|text| text.trim().parse().ok())
             .collect();
-        let source = link.remote.map(|remote| remote.ip().to_canonical());
+        let network = if entry.spec.network.is_empty() {
+            &self.settings.network
+        } else {
+            &entry.spec.network
+        };
+        let source = link.source_of_node(network, &claimed);
         let choice = choose(source, &claimed, &cidrs_of(group), &self.settings.plan);
         let placed = place(&self.objects, &view, &mut entry, &choice, &self.settings.network)
             .await

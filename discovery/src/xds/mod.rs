@@ -9,7 +9,12 @@ mod watch;
 pub use subscribers::{SubscriberState, Subscribers, TypeState};
 
 use crate::{
-    address::AddressKeeper, caller::Authenticators, fleet::Fleet, members::MemberLimits, metrics::Metrics,
+    address::AddressKeeper,
+    caller::Authenticators,
+    fleet::Fleet,
+    forwarders::{self, Forwarders},
+    members::MemberLimits,
+    metrics::Metrics,
     refusal::Refusal,
 };
 use std::{pin::Pin, sync::Arc};
@@ -33,6 +38,7 @@ pub struct Ads {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tasks: TaskGroup,
     members: MemberLimits,
+    forwarders: Forwarders,
     demand: demand::Addresses,
 }
 
@@ -45,6 +51,7 @@ impl Ads {
         addresses: AddressKeeper,
         metrics: Arc<Metrics>,
         members: MemberLimits,
+        forwarders: Forwarders,
         tasks: TaskGroup,
     ) -> Self {
         Self {
@@ -55,6 +62,7 @@ impl Ads {
             metrics,
             tasks,
             members,
+            forwarders,
             demand: demand::Addresses::default(),
         }
     }
@@ -88,12 +96,20 @@ impl AggregatedDiscoveryService for Ads {
             .members
             .stream(id, device, link.remote.map(|remote| remote.ip()))
             .map_err(|cause| Refusal::new(Code::MemberLimit, cause))?;
+        // Where a gateway is, and whether its word about the source of other connections is taken from there: not through
+        // another gateway or a load balancer.
+        let direct = link.remote.filter(|_| link.via.is_none()).map(|remote| remote.ip());
+        let shown = device
+            .zip(direct)
+            .and_then(|(device, address)| self.forwarders.shown(device, address));
+        let may_forward = shown.is_some()
+            && direct.and_then(|address| self.forwarders.find(address)).map(|found| found.device) == device;
         // One place: a response is made when the client has read the one before it.
         let (answers_tx, answers_rx) = mpsc::channel(1);
         let ads = self.clone();
         let requests = request.into_inner();
         self.tasks.spawn("ADS stream", async move {
-            let _place = place;
+            let _held = (place, shown);
             let tasks = ads.tasks.clone();
             let closing = answers_tx.clone();
             let ended = tokio::select! {
@@ -110,6 +126,10 @@ impl AggregatedDiscoveryService for Ads {
         // Agents compare it with their own.
         let version = MetadataValue::from_static(env!("CARGO_PKG_VERSION"));
         response.metadata_mut().insert("tombolo-version", version);
+        if may_forward {
+            let features = MetadataValue::from_static(forwarders::FEATURE);
+            response.metadata_mut().insert("tombolo-features", features);
+        }
         Ok(response)
     }
 }

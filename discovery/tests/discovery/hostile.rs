@@ -7,9 +7,13 @@ use tokio::{
     net::{TcpSocket, TcpStream},
     time::timeout,
 };
+use tombolo_discovery::nameless::CALLS_MAX;
 use tombolo_identity::{LiveIdentity, control_client_config, control_server_name};
 use tombolo_proto::{
-    tombolo::admin::v1::{self as admin, admin_client::AdminClient},
+    tombolo::{
+        admin::v1::{self as admin, admin_client::AdminClient},
+        v1::{EnrollRequest, enrollment_client::EnrollmentClient},
+    },
     xds::{DeltaDiscoveryRequest, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient},
 };
 use tombolo_types::SpiffeId;
@@ -56,6 +60,35 @@ async fn a_stranger_is_refused_before_its_first_request_is_read() {
         .await
         .unwrap();
     assert_eq!(answer.map(drop).unwrap_err().code(), tonic::Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn who_shows_no_certificate_has_a_few_calls_on_a_connection() {
+    let lab = Lab::start().await;
+    let (channel, _) = lab.dial(None).await;
+    let mut client = EnrollmentClient::new(channel);
+    let mut codes = Vec::new();
+    for _ in 0..40 {
+        let answer = timeout(WAIT, client.enroll(EnrollRequest::default()))
+            .await
+            .unwrap();
+        codes.push(answer.map(drop).unwrap_err().code());
+    }
+    let most = CALLS_MAX as usize;
+    assert_eq!(codes[..most], vec![tonic::Code::InvalidArgument; most]);
+    assert_eq!(codes[most], tonic::Code::ResourceExhausted);
+    let last = codes.last().copied().unwrap();
+    assert!(
+        !matches!(
+            last,
+            tonic::Code::InvalidArgument | tonic::Code::ResourceExhausted
+        ),
+        "the connection is closed: {codes:?}"
+    );
+    // Calls that nobody refuses are not counted, and a new connection has its own.
+    lab.group("catalog").await;
+    let host = lab.enrol("catalog").await;
+    assert!(host.identity.is_some());
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 use super::restore::trust;
 use crate::{
-    ControlStatus, Health, Problem, Registration, State,
+    ControlPath, ControlStatus, Health, Problem, Registration, State,
     ads::{Ads, Handled},
     backoff::Backoff,
     connect::{MESSAGE_BYTES_MAX, connect},
@@ -37,6 +37,10 @@ const MOVED_EVERY: Duration = Duration::from_secs(1);
 const ROUTINE_AGE_MIN: Duration = Duration::from_secs(1);
 /// Where discovery says its version, in the headers of the answer.
 const VERSION_HEADER: &str = "tombolo-version";
+/// And what it can do beyond that, with commas between.
+const FEATURES_HEADER: &str = "tombolo-features";
+/// Characters of it that are looked at.
+const FEATURES_MAX: usize = 1024;
 /// Requests that wait for the connection: ACKs are small and discovery reads them at once.
 const REQUESTS_MAX: usize = 64;
 /// Responses that become one published version, if they are there already.
@@ -192,12 +196,25 @@ impl Stream {
         let response = opened
             .map_err(|_| Problem::new(Code::Unreachable, format!("{endpoint} does not answer")))?
             .map_err(|status| stream_problem(endpoint, &status))?;
-        let version = response.metadata().get(VERSION_HEADER);
-        let version = version
-            .and_then(|version| version.to_str().ok())
-            .unwrap_or_default();
-        self.status
-            .send_modify(|status| version.clone_into(&mut status.discovery_version));
+        let header = |name| {
+            response
+                .metadata()
+                .get(name)
+                .and_then(|value| value.to_str().ok())
+        };
+        let version = header(VERSION_HEADER).unwrap_or_default();
+        let features = header(FEATURES_HEADER).filter(|text| text.len() <= FEATURES_MAX);
+        let path = ControlPath {
+            local: connection.local.ip().to_canonical(),
+            remote: connection.remote,
+            features: features.map_or_else(Vec::new, |text| {
+                text.split(',').map(|feature| feature.trim().to_owned()).collect()
+            }),
+        };
+        self.status.send_modify(|status| {
+            version.clone_into(&mut status.discovery_version);
+            status.path = Some(path);
+        });
         Ok(Open {
             inbound: response.into_inner(),
             requests,

@@ -3,11 +3,11 @@
 use super::{ALPN_QUIC, Link, QuicClient, QuicIo, frame, obey, peer, transport};
 use crate::{
     ALPN_REVERSE, OpenError,
-    control::Control,
+    control::{Control, HELD},
     driver::End,
     observe::Side,
     pool::{ReverseSession, Target},
-    server::{Accepted, HeldSession, Incoming, Server, Service, SessionEnd, run},
+    server::{Accepted, HeldSession, Incoming, Server, Service, SessionEnd, SessionPath, run},
     stream_io::TunnelIo,
 };
 use quinn::{
@@ -34,6 +34,9 @@ const RETRY_ABOVE: usize = 64;
 /// And above which it is refused.
 const HANDSHAKES_MAX: usize = 1024;
 
+/// Datagrams of connections that wait to be looked at: they do for some microseconds.
+const WAITING_BYTES_MAX: u64 = 8 << 20;
+
 /// What becomes of a reverse session.
 pub type TakeReverse = dyn Fn(ReverseSession) + Send + Sync;
 
@@ -55,6 +58,8 @@ impl Server {
         let crypto = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
         let mut config = ServerConfig::with_crypto(Arc::new(crypto));
         config.transport_config(transport());
+        config.max_incoming(HANDSHAKES_MAX);
+        config.incoming_buffer_size_total(WAITING_BYTES_MAX);
         let socket = socket(address)?;
         let endpoint = Endpoint::new(
             EndpointConfig::default(),
@@ -104,9 +109,11 @@ impl Server {
         let (server, group) = (self.clone(), tasks.clone());
         let shown = Arc::clone(&peer);
         let end = SessionEnd(Arc::clone(&accepted.control));
+        let path = SessionPath(Some(connection.clone()));
         let run = async move {
             // The endpoint lives as long as the session.
             let _client = client;
+            let _closed = CloseOnDrop(connection.clone());
             let served = serve_reverse(
                 connection.clone(),
                 Arc::clone(&accepted),
@@ -121,8 +128,18 @@ impl Server {
             peer: shown,
             local,
             end,
+            path,
             run,
         })
+    }
+}
+
+/// Whoever else has a handle of the connection: it ends with what serves it.
+struct CloseOnDrop(Connection);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.close(super::CUT_OFF, b"");
     }
 }
 
@@ -147,6 +164,7 @@ fn accepted(peer: &Arc<Peer>, local: SocketAddr, connection: &Connection) -> Arc
         peer: Arc::clone(peer),
         local,
         remote: connection.remote_address(),
+        is_tcp: false,
         control: Control::new(),
     })
 }
@@ -172,6 +190,7 @@ async fn accept<S: Service>(
     while let Some(incoming) = endpoint.accept().await {
         let under_way = Arc::strong_count(&shaking) - 1;
         if under_way > RETRY_ABOVE && !incoming.remote_address_validated() && incoming.may_retry() {
+            server.shared.observer.handshake(Side::Server, "retry");
             // Fails only where may_retry() is false.
             let _ = incoming.retry();
             continue;
@@ -207,6 +226,18 @@ async fn accept<S: Service>(
                 connection.close(super::CUT_OFF, b"");
                 return;
             }
+            let reversed = protocol(&connection).as_deref() == Some(ALPN_REVERSE);
+            // Whoever takes reverse sessions bounds them itself.
+            let place = if reversed {
+                None
+            } else {
+                let Ok(place) = Arc::clone(&server.shared.places).try_acquire_owned() else {
+                    server.shared.observer.handshake(Side::Server, "limited");
+                    connection.close(super::BYE, b"");
+                    return;
+                };
+                Some(place)
+            };
             server.shared.observer.handshake(Side::Server, "ok");
             let local = SocketAddr::new(
                 connection.local_ip().unwrap_or(server.local.ip()),
@@ -214,7 +245,8 @@ async fn accept<S: Service>(
             );
             let accepted = accepted(&peer, local, &connection);
             let control = Arc::clone(&accepted.control);
-            if protocol(&connection).as_deref() == Some(ALPN_REVERSE) {
+            if reversed {
+                control.set(HELD);
                 let link = Arc::new(Link {
                     connection: connection.clone(),
                     control: Arc::clone(&control),
@@ -235,6 +267,7 @@ async fn accept<S: Service>(
                 let driver = drive(connection, control, served);
                 run(driver, accepted, bundle_generation, &*service, &server.shared).await;
             }
+            drop(place);
         });
     }
 }
