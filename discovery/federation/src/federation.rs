@@ -1,6 +1,5 @@
 use crate::{
-    Action, ConnId, Crypto, Event, Exports, MemberKey, Now, Own, Record, Refusal, Saved, ServiceName,
-    World,
+    Action, ConnId, Crypto, Event, Exports, MemberKey, Now, Own, Record, Refusal, Saved, ServiceName, World,
     connection::{Connection, Peer},
     limits,
     membership::{Member, Membership},

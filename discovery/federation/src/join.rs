@@ -318,7 +318,10 @@ impl<C: Crypto> Federation<C> {
         let alone = self.is_founder() && self.membership.live_count() <= 1 && self.admissions.is_empty();
         let half = !self.is_founder()
             && self.admissions.is_empty()
-            && self.peers.values().all(|peer| peer.active.is_none() && peer.held.seq == 0);
+            && self
+                .peers
+                .values()
+                .all(|peer| peer.active.is_none() && peer.held.seq == 0);
         if alone || half || !self.is_member() {
             Ok(())
         } else {

@@ -153,10 +153,12 @@ impl Stream<pb::PeerMessage> {
     /// Reads until the other side has begun a session.
     pub(crate) async fn started(&mut self) -> Result<(), Message> {
         loop {
-            match self.next().await.expect("an answer to the hello") {
-                Message::Start(_) => break,
-                refused @ Message::Refused(_) => return Err(refused),
-                _ => {}
+            let message = self.next().await.expect("an answer to the hello");
+            if matches!(message, Message::Start(_)) {
+                break;
+            }
+            if matches!(message, Message::Refused(_)) {
+                return Err(message);
             }
         }
         self.say(Message::Start(pb::Start::default())).await;
