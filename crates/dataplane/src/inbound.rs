@@ -180,9 +180,9 @@ pub(crate) fn local_target(
     Ok(SocketAddr::new(ip, delivery.port))
 }
 
-/// This host's own end of a connection. That of a long session over QUIC may have moved since: then it is the address that
-/// the kernel would take towards the peer now.
-fn reached(local: IpAddr, remote: SocketAddr) -> IpAddr {
+/// This host's own end of a session. That of a long one over QUIC may have moved since: then it is the address that the
+/// kernel would take towards the peer now.
+fn still_reached(local: IpAddr, remote: SocketAddr) -> IpAddr {
     if !local.is_unspecified() && is_local(local) {
         return local;
     }
@@ -365,7 +365,10 @@ async fn decide(
     let (world, own) = own_record(context).await?;
     let none = Exposure::default();
     let exposure = world.exposure().unwrap_or(&none);
-    let reached = reached(incoming.local().ip(), incoming.remote());
+    let mut reached = incoming.local().ip();
+    if !incoming.is_tcp() {
+        reached = still_reached(reached, incoming.remote());
+    }
     let delivery = delivery(&world, &own, exposure, &authority, reached)?;
     *destination = SocketAddr::new(delivery.address, delivery.port);
     if let Some(named) = &delivery.service {

@@ -12,6 +12,7 @@
 //! **Invariant:** what a peer sends never panics; limits of time, size and number stand before every allocation.
 
 mod buffers;
+mod conn_io;
 mod control;
 mod copy;
 mod driver;

@@ -1,5 +1,6 @@
 use crate::{
     OpenError, TlsError,
+    conn_io::ConnIo,
     control::{CLOSED, CUT, Control, DRAIN, Lease, SILENT},
     driver::{CONNECTION_WINDOW, Driver, End, FRAME_MAX, Http2, SEND_QUEUE, STREAM_WINDOW},
     headers::{Baggage, ConnectRequest},
@@ -28,12 +29,7 @@ use std::{
     task::{Context, Poll},
     time::Duration,
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpSocket,
-    sync::watch,
-    time::Instant,
-};
+use tokio::{net::TcpSocket, sync::watch, time::Instant};
 use tombolo_identity::{
     Current, LiveIdentity, Peer, hbone_client_config, hbone_server_name, peer_of, still_trusted,
 };
@@ -435,7 +431,7 @@ impl Shared {
             .max_header_list_size(HEADER_LIST_MAX)
             .max_send_buffer_size(SEND_QUEUE)
             .enable_push(false)
-            .handshake(io.clone())
+            .handshake(ConnIo::Tcp(io.clone()))
             .await
             .map_err(OpenError::from_h2)?;
         let driver = Driver::new(Http2Client(connection), io, Arc::clone(&control));
@@ -562,9 +558,9 @@ impl Pooled {
 }
 
 /// The client's side of HTTP/2.
-struct Http2Client<I = SharedIo>(Connection<I, Bytes>);
+struct Http2Client(Connection<ConnIo, Bytes>);
 
-impl<I: AsyncRead + AsyncWrite + Unpin> Http2 for Http2Client<I> {
+impl Http2 for Http2Client {
     fn poll_drive(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
         Pin::new(&mut self.0).poll(cx)
     }

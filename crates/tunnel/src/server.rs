@@ -1,4 +1,5 @@
 use crate::{
+    conn_io::ConnIo,
     control::{CUT, Control, DRAIN},
     driver::{CONNECTION_WINDOW, Driver, End, FRAME_MAX, Http2, SEND_QUEUE, STREAM_WINDOW},
     half_open::HalfOpen,
@@ -23,7 +24,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout, timeout_at},
@@ -397,13 +398,14 @@ async fn handshake<S: Service>(
         let control = Control::new();
         let io = SharedIo::new(TlsIo::new(tcp, established, Arc::clone(&control)));
         let connection = http2(&shared.limits)
-            .handshake(io.clone())
+            .handshake(ConnIo::Tcp(io.clone()))
             .await
             .map_err(Refused::Http2)?;
         let accepted = Arc::new(Accepted {
             peer: Arc::new(peer),
             local,
             remote,
+            is_tcp: true,
             control: Arc::clone(&control),
         });
         let side = ServerSide::new(connection, &accepted, service, tasks, &shared.limits);
@@ -497,8 +499,8 @@ fn http2(limits: &Limits) -> h2::server::Builder {
 }
 
 /// The server's side of HTTP/2.
-struct ServerSide<S, I = SharedIo> {
-    connection: Connection<I, Bytes>,
+struct ServerSide<S> {
+    connection: Connection<ConnIo, Bytes>,
     accepted: Arc<Accepted>,
     service: Arc<S>,
     tasks: TaskGroup,
@@ -506,9 +508,9 @@ struct ServerSide<S, I = SharedIo> {
     serving_max: usize,
 }
 
-impl<S, I> ServerSide<S, I> {
+impl<S> ServerSide<S> {
     fn new(
-        connection: Connection<I, Bytes>,
+        connection: Connection<ConnIo, Bytes>,
         accepted: &Arc<Accepted>,
         service: Arc<S>,
         tasks: TaskGroup,
@@ -542,7 +544,7 @@ impl Drop for Serving {
     }
 }
 
-impl<S: Service, I: AsyncRead + AsyncWrite + Unpin> Http2 for ServerSide<S, I> {
+impl<S: Service> Http2 for ServerSide<S> {
     fn poll_drive(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
         loop {
             match self.connection.poll_accept(cx) {

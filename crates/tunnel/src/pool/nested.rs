@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     OpenError, TlsError, TunnelStream,
+    conn_io::ConnIo,
     control::{CUT, Control, DRAIN},
     driver::{CONNECTION_WINDOW, FRAME_MAX, SEND_QUEUE, STREAM_WINDOW},
     driver_plain::PlainDriver,
@@ -21,7 +22,7 @@ use std::{
     time::Duration,
 };
 use tokio::time::{Instant, timeout_at};
-use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_rustls::TlsConnector;
 use tombolo_identity::{hbone_client_config, hbone_server_name, peer_of};
 use tombolo_types::SpiffeId;
 
@@ -209,7 +210,7 @@ impl Shared {
             .max_header_list_size(HEADER_LIST_MAX)
             .max_send_buffer_size(SEND_QUEUE)
             .enable_push(false)
-            .handshake::<TlsStream<TunnelIo>, bytes::Bytes>(tls)
+            .handshake(ConnIo::Nested(Box::new(tls)))
             .await
             .map_err(OpenError::from_h2)?;
         let control = Control::new();

@@ -3,6 +3,7 @@
 use super::{Driver, Failure, Http2Client, Pool, Pooled, Shared, TRIES, nested::refuse_revoked};
 use crate::{
     ALPN_REVERSE, OpenError, TlsError,
+    conn_io::ConnIo,
     control::{CLOSED, CUT, Control},
     driver::{CONNECTION_WINDOW, FRAME_MAX, SEND_QUEUE, STREAM_WINDOW},
     headers::ConnectRequest,
@@ -161,7 +162,7 @@ impl Shared {
             .max_frame_size(FRAME_MAX)
             .max_send_buffer_size(SEND_QUEUE)
             .enable_push(false)
-            .handshake(io.clone())
+            .handshake(ConnIo::Tcp(io.clone()))
             .await
             .map_err(OpenError::from_h2)?;
         let pooled = Arc::new(Pooled {

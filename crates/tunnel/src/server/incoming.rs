@@ -46,6 +46,8 @@ pub(crate) struct Accepted {
     pub(crate) peer: Arc<Peer>,
     pub(crate) local: SocketAddr,
     pub(crate) remote: SocketAddr,
+    /// It is a TCP connection by itself: `local` is an address of this host for as long as it lives.
+    pub(crate) is_tcp: bool,
     pub(crate) control: Arc<Control>,
 }
 
@@ -115,12 +117,18 @@ impl Incoming {
         &self.connection.peer
     }
 
-    /// Our end of the TCP connection.
+    /// True if it came by a TCP connection that was accepted: [`Self::local`] is then an address of this host. That of a
+    /// session, over which connections come inside of a stream, may be one of yesterday.
+    pub fn is_tcp(&self) -> bool {
+        self.connection.is_tcp
+    }
+
+    /// Our end of the connection.
     pub fn local(&self) -> SocketAddr {
         self.connection.local
     }
 
-    /// The caller's end of the TCP connection.
+    /// The caller's end of the connection.
     pub fn remote(&self) -> SocketAddr {
         self.connection.remote
     }

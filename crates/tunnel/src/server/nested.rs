@@ -1,7 +1,9 @@
 //! HBONE inside a stream: what a caller has opened through a gateway to a host that holds a reverse session.
 
 use super::{Accepted, Refused, Server, ServerSide, Service, http2, run};
-use crate::{control::Control, driver_plain::PlainDriver, observe::Side, stream_io::TunnelIo};
+use crate::{
+    conn_io::ConnIo, control::Control, driver_plain::PlainDriver, observe::Side, stream_io::TunnelIo,
+};
 use std::{net::SocketAddr, sync::Arc};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -44,7 +46,7 @@ impl Server {
         (local, remote): (SocketAddr, SocketAddr),
         service: Arc<S>,
         tasks: TaskGroup,
-    ) -> Result<(ServerSide<S, Tls>, Arc<Accepted>, Arc<Control>), Refused> {
+    ) -> Result<(ServerSide<S>, Arc<Accepted>, Arc<Control>), Refused> {
         let shared = &self.shared;
         let tls = TlsAcceptor::from(Arc::clone(&shared.tls))
             .accept(stream)
@@ -56,7 +58,7 @@ impl Server {
             return Err(Refused::NotAdmitted);
         }
         let connection = http2(&shared.limits)
-            .handshake(tls)
+            .handshake(ConnIo::Nested(Box::new(tls)))
             .await
             .map_err(Refused::Http2)?;
         let control = Control::new();
@@ -64,11 +66,10 @@ impl Server {
             peer: Arc::new(peer),
             local,
             remote,
+            is_tcp: false,
             control: Arc::clone(&control),
         });
         let side = ServerSide::new(connection, &accepted, service, tasks, &shared.limits);
         Ok((side, accepted, control))
     }
 }
-
-type Tls = tokio_rustls::server::TlsStream<TunnelIo>;

@@ -3,6 +3,7 @@
 use super::{Accepted, Incoming, Server, ServerSide, Service, http2, run, socket_options};
 use crate::{
     ALPN_REVERSE, OpenError, TlsError,
+    conn_io::ConnIo,
     control::{CUT, Control, DRAIN},
     driver::Driver,
     io::{SharedIo, TlsIo},
@@ -74,7 +75,7 @@ impl Server {
         });
         let bundle_generation = self.shared.live.current().bundle_generation;
         let connection = http2(&self.shared.limits)
-            .handshake(io.clone())
+            .handshake(ConnIo::Tcp(io.clone()))
             .await
             .map_err(OpenError::from_h2)?;
         let (control, peer, local) = (
@@ -131,6 +132,7 @@ impl Server {
             peer: Arc::new(peer),
             local,
             remote: gateway,
+            is_tcp: false,
             control: Arc::clone(&control),
         });
         Ok((SharedIo::new(TlsIo::new(tcp, established, control)), accepted))
