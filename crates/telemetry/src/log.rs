@@ -3,7 +3,7 @@
 use crate::journal::JournalLayer;
 use systemd_journal_logger::{JournalLog, connected_to_journal};
 use tracing_subscriber::{
-    EnvFilter, Layer as _, layer::SubscriberExt as _, registry, util::SubscriberInitExt as _,
+    Layer as _, filter::Targets, layer::SubscriberExt as _, registry, util::SubscriberInitExt as _,
 };
 
 /// How lines on stderr look. The journal keeps the fields and needs no format.
@@ -66,7 +66,7 @@ pub enum LogError {
 /// # Errors
 /// When the filter is wrong, the journal cannot be reached, or logging has been set up already.
 pub fn init(config: &LogConfig) -> Result<(), LogError> {
-    let filter = EnvFilter::try_new(&config.filter).map_err(|source| LogError::Filter {
+    let filter: Targets = config.filter.parse().map_err(|source| LogError::Filter {
         filter: config.filter.clone(),
         source,
     })?;
