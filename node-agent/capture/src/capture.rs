@@ -216,6 +216,7 @@ impl CaptureMonitor {
                 .table
                 .rejects()
                 .map(|(reject, count)| (reject.reason(), count))
+                .chain([("masqueraded", counters.masqueraded.load(Relaxed))])
                 .collect(),
         }
     }

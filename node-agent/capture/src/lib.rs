@@ -26,7 +26,8 @@
 //! ```
 //!
 //! **Invariant:** the only crate with unsafe code; each block says why it is sound.
-//! **Invariant:** only packets from addresses of this host, or of bridges that were opted in, are taken.
+//! **Invariant:** only packets of this host, or of bridges that were opted in, are taken: by their source, and a
+//! connection by its socket, too, where the host forwards.
 //! **Invariant:** no allocation per packet of an open connection; the table's lock is never held over a system call on
 //! the device or over an await.
 
@@ -38,6 +39,7 @@ mod event;
 mod frozen;
 pub mod handover;
 mod listener;
+mod masquerade;
 pub mod netd;
 mod packets;
 pub mod privilege;

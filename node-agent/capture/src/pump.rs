@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{net::TcpStream, sync::mpsc, time::Sleep};
-use tombolo_flow::{FlowReject, HeldFlow, Listener, Outcome, Overdue, Signal};
+use tombolo_flow::{FlowReject, HeldFlow, Listener, Outcome, Overdue, Refusal, Signal};
 use tombolo_packet::FRAME_MAX;
 
 /// Packets that are handled before other tasks of the thread get their turn: about half a millisecond of bulk data.
@@ -175,6 +175,12 @@ impl Pump {
                 source,
                 destination,
             }) => {
+                if self.shared.masquerade.hides(source, destination) {
+                    self.shared.counters.masqueraded.fetch_add(1, Relaxed);
+                    tracing::debug!(%destination, "refused: the connection is not this host's, and no bridge is opted in");
+                    self.shared.refuse(id, Refusal::Reset);
+                    return;
+                }
                 let held = HeldFlow {
                     id,
                     source,

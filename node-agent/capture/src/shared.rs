@@ -2,6 +2,7 @@ use crate::{
     CaptureConfig, addresses,
     device::Tun,
     listener::{CaptureListener, abort},
+    masquerade::Masquerade,
 };
 use std::{
     collections::HashMap,
@@ -22,6 +23,7 @@ pub(crate) struct Shared {
     pub(crate) config: CaptureConfig,
     pub(crate) listeners: Vec<CaptureListener>,
     pub(crate) counters: Counters,
+    pub(crate) masquerade: Masquerade,
     /// Held for a table operation, never over a system call on the device.
     state: Mutex<State>,
     /// Wakes for each change of [`State::phase`].
@@ -74,6 +76,8 @@ pub(crate) struct Counters {
     pub(crate) write_errors: AtomicU64,
     pub(crate) events_dropped: AtomicU64,
     pub(crate) accept_errors: AtomicU64,
+    /// Connections of others under an address of this host, refused.
+    pub(crate) masqueraded: AtomicU64,
 }
 
 impl Shared {
@@ -91,7 +95,9 @@ impl Shared {
             untold: Vec::new(),
             refused: Vec::new(),
         };
+        let opted_in = !config.allowed_sources.is_empty() || !config.allowed_links.is_empty();
         Self {
+            masquerade: Masquerade::new(tun.name(), opted_in),
             tun,
             config,
             listeners,
@@ -133,6 +139,7 @@ impl Shared {
 
     /// Reads the addresses of this host again. True if the filter has changed.
     pub(crate) fn refresh_sources(&self) -> bool {
+        self.masquerade.refresh();
         let addresses = match addresses::host_addresses() {
             Ok(addresses) => addresses,
             Err(error) => {

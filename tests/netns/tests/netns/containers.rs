@@ -59,6 +59,29 @@ fn containers_of_an_opted_in_bridge_call_by_name() -> Result<()> {
         unknown.text()
     );
 
+    // Masquerading hides the container behind the host's own address, but not that the host has no such socket.
+    let masquerade = |what: &str| {
+        a.host.sh(&format!(
+            "iptables -t nat {what} POSTROUTING -s 172.30.0.0/24 ! -o br-test -j MASQUERADE"
+        ))?
+        .checked()
+    };
+    masquerade("-A")?;
+    let begun = Instant::now();
+    let hidden = inside(&a, &format!("curl -sS -m 8 http://{vip}/"))?;
+    ensure!(
+        hidden.code == 7 && begun.elapsed() < Duration::from_secs(2),
+        "after {:?}: {}",
+        begun.elapsed(),
+        hidden.text()
+    );
+    // The host itself goes on, by an IPv4 socket and by one that writes the address as IPv6.
+    a.curl_until(&url, Duration::from_secs(2))?;
+    let mapped = format!("curl -sS -m 8 'http://[::ffff:{vip}]/'");
+    let mapped = a.host.sh(&mapped)?.checked()?;
+    ensure!(mapped.stdout == "hello\n", "{}", mapped.text());
+    masquerade("-D")?;
+
     for bridges in ["br-test", "172.30.0.0/24"] {
         a.host.run("tombolo", &["down"])?.checked()?;
         a.host.write(
@@ -76,9 +99,7 @@ fn containers_of_an_opted_in_bridge_call_by_name() -> Result<()> {
         );
     }
     // With the masquerading of a container engine the caller's address is the host's own: it works all the same.
-    a.host
-        .sh("iptables -t nat -A POSTROUTING -s 172.30.0.0/24 ! -o br-test -j MASQUERADE")?
-        .checked()?;
+    masquerade("-A")?;
     let called = inside(&a, &format!("curl -sS -m 8 {url}"))?;
     ensure!(called.stdout == "hello\n", "{}\n{}", called.text(), a.agent_log());
     Ok(())
