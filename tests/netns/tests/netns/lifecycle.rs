@@ -139,6 +139,15 @@ fn a_host_that_slept_and_one_with_a_full_disk_go_on() -> Result<()> {
     let _nginx = Nginx::start(&b.host, 8080, "b")?;
     a.curl_until(URL, PATIENCE)?;
 
+    // A witness counts only if it has reached the endpoint before; its connection lingers for a minute.
+    wait_for("discovery's dial of the sleeper", PATIENCE, || {
+        let dialled = sh(
+            &mesh.control,
+            &format!("ss -Htan 'dst {}:15008'", a.host.address()),
+        )?;
+        ensure!(!dialled.is_empty(), "none");
+        Ok(())
+    })?;
     // Suspended: no process runs, no packet is answered, the wall clock goes on.
     a.host.unplug()?;
     for program in ["tombolo-agent", "tombolo-netd"] {
