@@ -7,7 +7,7 @@ SHELL := /bin/bash
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 BINS := -p tombolo -p tombolo-agent -p tombolo-netd -p tombolo-gateway -p tombolo-discovery -p tombolo-testkit -p tombolo-demo
 
-.PHONY: help setup build demo test test-slow fuzz bench bench-wan bench-sessions clean
+.PHONY: help setup build demo test test-slow fuzz bench bench-wan clean
 help:
 	@sed -n '2,4s/^# //p' Makefile
 
@@ -41,11 +41,6 @@ bench: setup
 bench-wan: setup
 	cargo build --locked --release -p tombolo-bench-wan
 	@$(ROOT) benches/wan.sh $(WAN)
-
-# Memory and CPU of a gateway with thousands of reverse sessions; SESSIONS="--count 500" for other arguments.
-bench-sessions: setup
-	cargo build --locked --release $(BINS) -p tombolo-bench-sessions
-	@$(ROOT) benches/sessions.sh $(SESSIONS)
 
 -include packaging/packages.mk
 

@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 use tombolo_authz::{Connection, Verdict, decide};
-use tombolo_destination::{Index as _, Service, Tunnel, Workload};
+use tombolo_destination::{GatewayTarget, Index as _, Service, Tunnel, Visibility, Workload};
 use tombolo_identity::Peer;
 use tombolo_snapshot::Snapshot;
 use tombolo_tunnel::Authority;
@@ -27,6 +27,41 @@ pub(crate) struct Call<'a> {
     pub(crate) peer: &'a Peer,
     pub(crate) remote: IpAddr,
     pub(crate) authority: &'a Authority,
+    pub(crate) role: Role,
+}
+
+/// What the caller says it is. It decides only whether a call passes the waypoint of its service: what an endpoint behind a
+/// waypoint takes from whom is its own policy, and decided here as well.
+///
+/// Source: Istio's header `x-istio-source`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Role {
+    /// A ztunnel, a sidecar, one of our agents: nothing of layer 7 was done yet.
+    #[default]
+    Workload,
+    /// A waypoint, which has done all of it.
+    Waypoint,
+    /// An ingress gateway: as the service says.
+    Gateway,
+}
+
+impl Role {
+    /// By the header's value.
+    pub(crate) fn of(value: &[u8]) -> Self {
+        match value {
+            b"waypoint" => Self::Waypoint,
+            b"gateway" => Self::Gateway,
+            _ => Self::Workload,
+        }
+    }
+
+    fn passes_waypoint(self, service: &Service) -> bool {
+        match self {
+            Self::Workload => true,
+            Self::Waypoint => false,
+            Self::Gateway => service.ingress_use_waypoint,
+        }
+    }
 }
 
 /// How an endpoint is reached from here.
@@ -78,7 +113,9 @@ pub(crate) trait Known {
 pub(crate) fn route(world: &Snapshot, call: &Call<'_>, known: &impl Known) -> Result<Route, Refused> {
     let no_route = |reason| Reject::new(RejectClass::NoRoute, reason).with_detail(call.authority);
     let Authority::Name { host, port } = call.authority else {
-        return Err(no_route("address_not_routed").into());
+        // Whoever asks so speaks another protocol than that of gateways.
+        let reject = Reject::new(RejectClass::PeerIncompatible, "address_not_routed");
+        return Err(reject.with_detail(call.authority).into());
     };
     if !world.policies_synced() || !world.addresses_synced() {
         return Err(Reject::new(RejectClass::ControlPlaneStale, "no_policies_received").into());
@@ -91,7 +128,9 @@ pub(crate) fn route(world: &Snapshot, call: &Call<'_>, known: &impl Known) -> Re
         .service_by_host(host, "")
         .ok_or_else(|| no_route("unknown_service"))?;
     let foreign = call.peer.id.trust_domain != *own;
-    if foreign && !known.is_exported(&service.key) {
+    let hidden =
+        service.visibility == Visibility::Namespace && call.peer.id.namespace != service.key.namespace;
+    if hidden || (foreign && !known.is_exported(&service.key)) {
         // To an outsider a service that is not exported is one that is not there.
         return Err(no_route("unknown_service").into());
     }
@@ -104,6 +143,29 @@ pub(crate) fn route(world: &Snapshot, call: &Call<'_>, known: &impl Known) -> Re
         seen: 0,
         denied: None,
     };
+    if let Some(waypoint) = service
+        .waypoint
+        .as_ref()
+        .filter(|_| call.role.passes_waypoint(service))
+    {
+        // Without its waypoint a service is not reached: what it enforces would be left out.
+        match &waypoint.target {
+            GatewayTarget::Hostname(key) => world.endpoints(key, &mut |workload| {
+                choice.consider_waypoint(workload, waypoint.hbone_port);
+            }),
+            GatewayTarget::Address(at) => match (
+                world.workload_by_address(at),
+                world.service_by_address(at.address),
+            ) {
+                (Some(workload), _) => choice.consider_waypoint(workload, waypoint.hbone_port),
+                (None, Some(service)) => world.endpoints(&service.key, &mut |workload| {
+                    choice.consider_waypoint(workload, waypoint.hbone_port);
+                }),
+                (None, None) => {}
+            },
+        }
+        return choice.finish(service, "no_healthy_waypoint");
+    }
     world.endpoints(&service.key, &mut |workload| {
         let mapped = workload
             .services
@@ -112,26 +174,7 @@ pub(crate) fn route(world: &Snapshot, call: &Call<'_>, known: &impl Known) -> Re
             .map_or(service_port.target_port, |map| map.target_port);
         choice.consider(workload, mapped);
     });
-    let Choice {
-        endpoints,
-        seen,
-        denied,
-        ..
-    } = choice;
-    if !endpoints.is_empty() {
-        return Ok(Route {
-            service: Arc::clone(service),
-            endpoints,
-        });
-    }
-    Err(denied.unwrap_or_else(|| {
-        Reject::new(RejectClass::UpstreamUnhealthy, "no_healthy_endpoint")
-            .with_detail(format_args!(
-                "{}: {seen} endpoints in this network",
-                call.authority
-            ))
-            .into()
-    }))
+    choice.finish(service, "no_healthy_endpoint")
 }
 
 struct Choice<'a, K> {
@@ -144,6 +187,30 @@ struct Choice<'a, K> {
 }
 
 impl<K: Known> Choice<'_, K> {
+    fn finish(self, service: &Arc<Service>, reason: &'static str) -> Result<Route, Refused> {
+        let Self {
+            call,
+            endpoints,
+            seen,
+            denied,
+            ..
+        } = self;
+        if !endpoints.is_empty() {
+            return Ok(Route {
+                service: Arc::clone(service),
+                endpoints,
+            });
+        }
+        Err(denied.unwrap_or_else(|| {
+            Reject::new(RejectClass::UpstreamUnhealthy, reason)
+                .with_detail(format_args!(
+                    "{}: {seen} endpoints in this network",
+                    call.authority
+                ))
+                .into()
+        }))
+    }
+
     fn consider(&mut self, workload: &Arc<Workload>, port: u16) {
         let home = &self.world.own().network;
         let outbound = workload
@@ -171,6 +238,25 @@ impl<K: Known> Choice<'_, K> {
                 None => return,
             }
         };
+        self.decide(workload, port, reach);
+    }
+
+    /// A waypoint terminates the inner connection itself, at a port that no application has.
+    fn consider_waypoint(&mut self, workload: &Arc<Workload>, hbone_port: u16) {
+        if workload.network != self.world.own().network {
+            return; // no transit
+        }
+        self.seen += 1;
+        let Some(address) = workload.addresses.first() else {
+            return;
+        };
+        if workload.healthy && workload.tunnel == Tunnel::Hbone {
+            let reach = Reach::Dial(SocketAddr::new(*address, hbone_port));
+            self.decide(workload, hbone_port, reach);
+        }
+    }
+
+    fn decide(&mut self, workload: &Arc<Workload>, port: u16, reach: Reach) {
         let connection = Connection {
             source: Some(&self.call.peer.id),
             source_ip: self.call.remote,

@@ -1,6 +1,9 @@
 //! The life of a gateway: state, subscription, ports, drain.
 
-use crate::{admission::Admission, budget::Budget, config::Settings, front::Front, metrics::Metrics, service::Calls, sessions::Sessions, way_in::WayIn};
+use crate::{
+    admission::Admission, budget::Budget, config::Settings, front::Front, metrics::Metrics, service::Calls,
+    sessions::Sessions, way_in::WayIn,
+};
 use anyhow::Context as _;
 use http::StatusCode;
 use sd_notify::NotifyState;
@@ -87,7 +90,11 @@ pub(crate) async fn run(settings: Settings, state_dir: &Path) -> anyhow::Result<
         world.clone(),
         sessions,
         Arc::clone(&metrics),
-        Budget::new(settings.calls_max, settings.calls_per_peer_max, settings.dials_max),
+        Budget::new(
+            settings.calls_max,
+            settings.calls_per_peer_max,
+            settings.dials_max,
+        ),
         settings.log_calls,
     ));
     let revoked = Arc::clone(&calls);
@@ -225,7 +232,9 @@ async fn upkeep(front: Arc<Front>, mut world: Reader<Snapshot>) {
             let idle = front.settings.connection_idle_seconds;
             if idle > 0 {
                 let closed = front.server.close_idle(Duration::from_secs(idle));
-                front.metrics.over("connection_idle", u64::try_from(closed).unwrap_or_default());
+                front
+                    .metrics
+                    .over("connection_idle", u64::try_from(closed).unwrap_or_default());
             }
             front.calls.balance.forget(Instant::now());
         }
@@ -251,8 +260,12 @@ async fn drain(front: &Front, control: &Control, health: &watch::Sender<Health>,
     let open = front.metrics.open.get();
     if open > 0 {
         tracing::warn!(open, "drain_seconds are over: open calls are cut");
-        front.metrics.over("drain", u64::try_from(open).unwrap_or_default());
-        return;
+        front
+            .metrics
+            .over("drain", u64::try_from(open).unwrap_or_default());
+        // Peers over QUIC learn of it only if they are told.
+        front.server.cut();
+        front.pool.cut();
     }
     let deadline = Instant::now() + CLOSING;
     while !front.server.connections().is_empty() && Instant::now() < deadline {

@@ -1,21 +1,14 @@
 //! The calls of members: from an outer CONNECT to bytes between caller and endpoint, which the gateway cannot read.
 
 use crate::{
+    balance::{Balance, Open, Pick},
+    budget::Budget,
     metrics::Metrics,
-    route::{Call, Endpoint, Known, Reach, Refused, route},
+    route::{Call, Endpoint, Known, Reach, Refused, Role, route},
     sessions::Sessions,
 };
 use http::{Method, StatusCode};
-use std::{
-    collections::HashMap,
-    io,
-    net::SocketAddr,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     io::copy_bidirectional,
     net::TcpStream,
@@ -24,17 +17,24 @@ use tokio::{
 use tombolo_identity::Peer;
 use tombolo_runtime::Reader;
 use tombolo_snapshot::Snapshot;
-use tombolo_tunnel::{Authority, ConnectRequest, Incoming, Monitor, Service, TunnelIo, bidirectional};
+use tombolo_tunnel::{
+    Authority, ConnectRequest, Incoming, Monitor, OpenError, Service, TunnelIo, bidirectional,
+};
 use tombolo_types::{DeviceId, NamespacedName, Reject, RejectClass};
 
 /// For one endpoint: in its own network it answers at once or not at all.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
+/// For one that has failed lately: the caller who finds out whether it is back does not pay much for it.
+const TRIAL_TIMEOUT: Duration = Duration::from_millis(500);
+/// For a host by its session. One that is silent over QUIC is noticed by both ends within 1.8 s, and comes back over TCP;
+/// callers try another gateway after 2.5 s.
+const SESSION_TIMEOUT: Duration = Duration::from_millis(2300);
 /// For all of them together; the caller gives up after 10 s.
 const CALL_TIMEOUT: Duration = Duration::from_secs(8);
 /// Endpoints that are tried for one call.
 const TRIES: usize = 3;
-/// An endpoint that could not be reached is chosen last for so long.
-const REST: Duration = Duration::from_secs(10);
+/// Source: Istio's waypoints and gateways.
+const ROLE: &str = "x-istio-source";
 
 /// Serves the outer CONNECT streams.
 #[derive(Debug)]
@@ -43,15 +43,8 @@ pub(crate) struct Calls {
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) log_all: bool,
-    load: Mutex<HashMap<Arc<str>, Load>>,
-    turn: AtomicU64,
-}
-
-/// What an endpoint carries, and since when it is to rest.
-#[derive(Debug, Default)]
-struct Load {
-    open: usize,
-    failed: Option<Instant>,
+    pub(crate) balance: Arc<Balance>,
+    budget: Arc<Budget>,
 }
 
 impl Known for Calls {
@@ -100,6 +93,7 @@ impl Calls {
         world: Reader<Snapshot>,
         sessions: Arc<Sessions>,
         metrics: Arc<Metrics>,
+        budget: Arc<Budget>,
         log_all: bool,
     ) -> Self {
         Self {
@@ -107,8 +101,8 @@ impl Calls {
             sessions,
             metrics,
             log_all,
-            load: Mutex::default(),
-            turn: AtomicU64::new(0),
+            balance: Arc::default(),
+            budget,
         }
     }
 
@@ -118,6 +112,15 @@ impl Calls {
             endpoint: None,
             bytes: (0, 0),
             refused: None,
+        };
+        let _place = match self.budget.enter(incoming.peer()) {
+            Ok(place) => place,
+            Err(reject) => {
+                self.metrics.over(reject.reason, 1);
+                incoming.refuse(status(&reject));
+                done.refused = Some(reject.into());
+                return done;
+            }
         };
         match self.reach(&incoming, &mut done).await {
             Ok((inward, _open)) => {
@@ -136,11 +139,7 @@ impl Calls {
     }
 
     /// Everything before the answer: route, policy, and an endpoint that takes the connection.
-    async fn reach<'a>(
-        &'a self,
-        incoming: &Incoming,
-        done: &mut Done,
-    ) -> Result<(Inward, Open<'a>), Refused> {
+    async fn reach(&self, incoming: &Incoming, done: &mut Done) -> Result<(Inward, Open), Refused> {
         if incoming.method() != Method::CONNECT {
             return Err(Reject::new(RejectClass::PeerIncompatible, "not_connect").into());
         }
@@ -153,24 +152,42 @@ impl Calls {
                 peer: incoming.peer(),
                 remote: incoming.remote().ip(),
                 authority: &authority,
+                role: incoming
+                    .headers()
+                    .get(ROLE)
+                    .map_or_else(Role::default, |role| Role::of(role.as_bytes())),
             };
             route(&world, &call, self)?
         };
         done.service = found.service.hostname.to_string();
-        let deadline = Instant::now() + CALL_TIMEOUT;
+        let _dial = self
+            .budget
+            .dial()
+            .inspect_err(|reject| self.metrics.over(reject.reason, 1))?;
+        let began = Instant::now();
+        let deadline = began + CALL_TIMEOUT;
         let mut last = None;
-        for endpoint in self.in_order(found.endpoints).into_iter().take(TRIES) {
+        let mut picks = self.balance.order(found.endpoints, began);
+        picks.truncate(TRIES);
+        let mut left = picks.len();
+        for Pick { endpoint, trial } in picks {
+            left -= 1;
             let uid = Arc::clone(&endpoint.workload.uid);
-            let open = self.open(&uid);
-            let by = deadline.min(Instant::now() + DIAL_TIMEOUT);
+            let open = self.balance.open(&uid);
+            let patience = match endpoint.reach {
+                Reach::Session(_) => SESSION_TIMEOUT,
+                Reach::Dial(_) if trial && left > 0 => TRIAL_TIMEOUT,
+                Reach::Dial(_) => DIAL_TIMEOUT,
+            };
+            let by = deadline.min(Instant::now() + patience);
             match self.dial(&endpoint, &authority, by).await {
                 Ok(inward) => {
-                    self.rest(&uid, false);
+                    self.balance.succeeded(&uid, Instant::now());
                     done.endpoint = Some(uid);
                     return Ok((inward, open));
                 }
                 Err(error) => {
-                    self.rest(&uid, true);
+                    self.balance.failed(&uid, Instant::now());
                     tracing::debug!(endpoint = %uid, %error, "an endpoint was not reached");
                     last = Some((uid, error));
                 }
@@ -192,45 +209,45 @@ impl Calls {
                 Ok(Inward::Tcp(tcp))
             }
             Reach::Session(device) => {
-                let session = self.sessions.get(device).ok_or(io::ErrorKind::NotConnected)?;
                 let request = ConnectRequest::new(authority.clone());
-                let stream = session.open(&request, by).await.map_err(io::Error::other)?;
-                Ok(Inward::Session(stream))
+                let called = timeout_at(by, self.call_in_session(device, &request, by));
+                called.await?.map(Inward::Session)
             }
         }
     }
 
-    /// Rested ones last, then by what they carry for their capacity; among equals another one each time.
-    fn in_order(&self, mut endpoints: Vec<Endpoint>) -> Vec<Endpoint> {
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let shift = usize::try_from(turn).unwrap_or_default() % endpoints.len().max(1);
-        endpoints.rotate_left(shift);
-        let load = self.load.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        endpoints.sort_by_key(|endpoint| {
-            let load = load.get(&endpoint.workload.uid);
-            let resting = load
-                .and_then(|load| load.failed)
-                .is_some_and(|failed| now.duration_since(failed) < REST);
-            let open = load.map_or(0, |load| load.open);
-            let share = open * 1024 / usize::try_from(endpoint.workload.capacity.max(1)).unwrap_or(1);
-            (resting, share)
-        });
-        endpoints
-    }
-
-    fn open(&self, uid: &Arc<str>) -> Open<'_> {
-        let mut load = self.load.lock().unwrap_or_else(PoisonError::into_inner);
-        load.entry(Arc::clone(uid)).or_default().open += 1;
-        Open {
-            calls: self,
-            uid: Arc::clone(uid),
+    /// By the newest session, and by the next one as soon as it comes: a host whose session is silent makes another one.
+    /// Nothing of the call was said yet but where it is for, so that it can be asked twice.
+    async fn call_in_session(
+        &self,
+        device: DeviceId,
+        request: &ConnectRequest,
+        by: Instant,
+    ) -> io::Result<TunnelIo> {
+        let mut session = self
+            .sessions
+            .get(device, &[])
+            .ok_or(io::ErrorKind::NotConnected)?;
+        let mut tried = vec![session.clone()];
+        loop {
+            let opened = tokio::select! {
+                opened = session.open(request, by) => opened,
+                newer = self.sessions.newer(device, &session) => {
+                    tried.push(newer.clone());
+                    session = newer;
+                    continue;
+                }
+            };
+            match opened {
+                Ok(stream) => return Ok(stream),
+                Err(error @ OpenError::Status(_)) => return Err(io::Error::other(error)),
+                Err(error) => {
+                    tracing::debug!(%device, transport = session.transport(), %error, "not by this session");
+                    session = self.sessions.next(device, &tried).await;
+                    tried.push(session.clone());
+                }
+            }
         }
-    }
-
-    fn rest(&self, uid: &Arc<str>, failed: bool) {
-        let mut load = self.load.lock().unwrap_or_else(PoisonError::into_inner);
-        load.entry(Arc::clone(uid)).or_default().failed = failed.then(Instant::now);
     }
 
     fn report(&self, peer: &Peer, remote: SocketAddr, started: Instant, done: &Done) {
@@ -258,24 +275,6 @@ impl Calls {
                 bytes_to = done.bytes.0, bytes_from = done.bytes.1, milliseconds, "call"
             ),
             None => {}
-        }
-    }
-}
-
-/// Counts a call at its endpoint while it runs.
-struct Open<'a> {
-    calls: &'a Calls,
-    uid: Arc<str>,
-}
-
-impl Drop for Open<'_> {
-    fn drop(&mut self) {
-        let mut load = self.calls.load.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(held) = load.get_mut(&self.uid) {
-            held.open = held.open.saturating_sub(1);
-            if held.open == 0 && held.failed.is_none_or(|failed| failed.elapsed() > REST) {
-                load.remove(&self.uid);
-            }
         }
     }
 }

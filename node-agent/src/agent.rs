@@ -35,6 +35,7 @@ use tombolo_identity::LiveIdentity;
 use tombolo_runtime::{Publisher, Reader, TaskGroup, published, stop_signal};
 use tombolo_snapshot::Snapshot;
 use tombolo_telemetry::{AccessLog, Metrics};
+use tombolo_tunnel::PoolLimits;
 use tombolo_types::Code;
 
 /// How often a host that is not enrolled looks whether it is now.
@@ -408,6 +409,10 @@ fn dataplane_settings(settings: &Settings, (ipv4, ipv6): (bool, bool)) -> tombol
     tombolo_dataplane::Settings {
         hbone_listen: settings.hbone_listen.clone(),
         drain: settings.drain(),
+        pool: PoolLimits {
+            udp_retry: settings.quic_retry(),
+            ..PoolLimits::default()
+        },
         ipv4,
         ipv6,
         ..tombolo_dataplane::Settings::default()
@@ -563,7 +568,7 @@ async fn go(agent: &Agent, probes: &TaskGroup) {
     if let Some(enrolled) = agent.enrolled.get() {
         enrolled
             .health
-            .send_replace(Health::Unhealthy("the agent is being stopped".to_owned()));
+            .send_replace(Health::Unhealthy(Code::AgentStopping.message("")));
         if dataplane.is_some() && enrolled.control.status().connected {
             sleep(LAME_DUCK).await;
         }

@@ -73,6 +73,8 @@ pub(crate) struct Settings {
     pub(crate) drain_seconds: u64,
     /// Longest life of the process before a reload, for connections that were open then.
     pub(crate) reload_linger_seconds: u64,
+    /// A gateway that did not answer over UDP is tried that way again after so long.
+    pub(crate) quic_retry_seconds: u64,
     /// Offer mesh names and addresses in IPv4, where the host has it.
     pub(crate) ipv4: bool,
     /// In IPv6, where the host has it.
@@ -104,6 +106,7 @@ impl Default for Settings {
             readiness_listen: (loopback, ports::READINESS).into(),
             drain_seconds: 30,
             reload_linger_seconds: 24 * 3600,
+            quic_retry_seconds: 60,
             ipv4: true,
             ipv6: true,
             bridges: Vec::new(),
@@ -117,6 +120,11 @@ impl Default for Settings {
 impl Settings {
     pub(crate) const fn drain(&self) -> Duration {
         Duration::from_secs(self.drain_seconds)
+    }
+
+    /// At least a second: a way that drops UDP is not asked by every call.
+    pub(crate) fn quic_retry(&self) -> Duration {
+        Duration::from_secs(self.quic_retry_seconds.max(1))
     }
 
     pub(crate) const fn reload_linger(&self) -> Duration {

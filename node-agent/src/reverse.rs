@@ -12,7 +12,7 @@ use std::{
 };
 use tokio::{
     sync::watch,
-    time::{Instant, interval, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 use tombolo_control_client::{Problem, backoff::Backoff};
 use tombolo_dataplane::{Dataplane, ReverseEnd, Transport};
@@ -26,10 +26,13 @@ use tombolo_types::{Code, networks};
 
 /// Between two tries to reach a gateway: at once after a short outage, and no storm after a long one.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(15));
-/// A gateway that did not answer over UDP is tried that way again after so long.
-const QUIC_AGAIN: Duration = Duration::from_secs(60);
 /// How often a session is looked at.
 const LOOK: Duration = Duration::from_secs(1);
+/// One over QUIC: how fine its silence is measured.
+const LOOK_QUIC: Duration = Duration::from_millis(250);
+/// Something comes over QUIC every second, and its acknowledgement a round trip later. If nothing has come for so long, and twice
+/// the round trip where that is long, another way is tried beside it: QUIC itself gives up after 3 s.
+const SILENT_AFTER: Duration = Duration::from_millis(1500);
 /// A session that ends sooner was not wanted by the gateway: it is not opened again at once.
 const LIVED: Duration = Duration::from_secs(5);
 /// So long nothing is said of a host without a session: at the start, and when gateways are replaced.
@@ -116,6 +119,7 @@ pub(crate) fn follow(agent: &Arc<Agent>, tasks: &TaskGroup) {
                             dataplane,
                             identity: Arc::clone(&enrolled.identity),
                             report: agent.reverse.clone(),
+                            quic_retry: agent.settings.quic_retry(),
                             tasks: keepers.clone(),
                             keepers: BTreeMap::new(),
                         };
@@ -169,6 +173,7 @@ struct All {
     dataplane: Arc<Dataplane>,
     identity: Arc<LiveIdentity>,
     report: watch::Sender<Report>,
+    quic_retry: Duration,
     tasks: TaskGroup,
     keepers: BTreeMap<Arc<str>, Keeper>,
 }
@@ -260,7 +265,10 @@ impl All {
             report: self.report.clone(),
             uid: Arc::clone(&uid),
             session: Arc::clone(&session),
-            quic: Quic::default(),
+            quic: Quic {
+                again: self.quic_retry,
+                silent_until: None,
+            },
         };
         one.say(&receiver.borrow(), None, "being dialled");
         tasks.spawn_until_stopped("reverse session", one.run(receiver));
@@ -283,8 +291,10 @@ fn name(gateway: &Gateway) -> String {
 }
 
 /// Whether QUIC is worth a try.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 struct Quic {
+    /// After a failure: not for so long.
+    again: Duration,
     silent_until: Option<Instant>,
 }
 
@@ -294,7 +304,34 @@ impl Quic {
     }
 
     fn failed(&mut self, now: Instant) {
-        self.silent_until = Some(now + QUIC_AGAIN);
+        self.silent_until = Some(now + self.again);
+    }
+}
+
+/// Listens to a session over QUIC.
+#[derive(Debug, Clone, Copy)]
+struct Ears {
+    datagrams: u64,
+    since: Instant,
+}
+
+impl Ears {
+    fn new(now: Instant) -> Self {
+        Self {
+            datagrams: 0,
+            since: now,
+        }
+    }
+
+    /// True if nothing has come for too long. `heard`: datagrams so far and the round trip; none where nothing can be heard.
+    fn is_silent(&mut self, heard: Option<(u64, Duration)>, now: Instant) -> bool {
+        let Some((datagrams, round_trip)) = heard else {
+            return false;
+        };
+        if datagrams != self.datagrams {
+            (self.datagrams, self.since) = (datagrams, now);
+        }
+        now.duration_since(self.since) >= SILENT_AFTER.max(Duration::from_secs(1) + 2 * round_trip)
     }
 }
 
@@ -307,6 +344,8 @@ enum What {
     Renew,
     /// QUIC may work now.
     TryQuic,
+    /// QUIC may have ended.
+    TryTcp,
 }
 
 /// What is looked at while a session runs.
@@ -318,6 +357,8 @@ struct Seen<'a> {
     generation: (u64, u64),
     /// This host still has the address that the session was dialled from.
     has_address: bool,
+    /// Nothing has come over QUIC for too long.
+    silent: bool,
     quic: Quic,
     now: Instant,
 }
@@ -337,6 +378,7 @@ fn judge(seen: &Seen<'_>) -> Option<What> {
     match seen.transport {
         Transport::Tcp if !seen.has_address => Some(What::Ended),
         Transport::Tcp if is.quic_port.is_some() && seen.quic.is_due(seen.now) => Some(What::TryQuic),
+        Transport::Quic if seen.silent => Some(What::TryTcp),
         Transport::Tcp | Transport::Quic => None,
     }
 }
@@ -406,7 +448,7 @@ impl One {
 
     async fn dial_quic(&mut self, gateway: &Gateway) -> Result<ReverseEnd, OpenError> {
         let held = self.dataplane.hold_reverse(gateway, Transport::Quic).await;
-        self.quic = Quic::default();
+        self.quic.silent_until = None;
         if held.is_err() {
             self.quic.failed(Instant::now());
         }
@@ -420,7 +462,7 @@ impl One {
         generation: u64,
         gateway: &mut watch::Receiver<Gateway>,
     ) -> What {
-        let mut looks = interval(LOOK);
+        let mut ears = Ears::new(Instant::now());
         loop {
             let Some(mut session) = self.kept() else {
                 return What::Ended;
@@ -429,7 +471,7 @@ impl One {
             tokio::select! {
                 () = session.ended() => return What::Ended,
                 changed = gateway.changed() => if changed.is_err() { return What::Ended },
-                _ = looks.tick() => {}
+                () = sleep(if transport == Transport::Quic { LOOK_QUIC } else { LOOK }) => {}
             }
             let is = gateway.borrow_and_update().clone();
             let seen = Seen {
@@ -437,6 +479,7 @@ impl One {
                 transport,
                 generation: (generation, self.generation()),
                 has_address: transport == Transport::Quic || UdpSocket::bind((local, 0)).is_ok(),
+                silent: ears.is_silent(session.heard(), Instant::now()),
                 quic: self.quic,
                 now: Instant::now(),
             };
@@ -444,6 +487,23 @@ impl One {
                 Some(What::TryQuic) => {
                     if let Ok(better) = self.dial_quic(&is).await {
                         self.replace(&is, better);
+                    }
+                }
+                Some(What::TryTcp) => {
+                    let other = tokio::select! {
+                        other = self.dataplane.hold_reverse(&is, Transport::Tcp) => other,
+                        () = session.ended() => return What::Ended,
+                    };
+                    match other {
+                        // QUIC is silent still: the network is there, but not for UDP.
+                        Ok(other) if ears.is_silent(session.heard(), Instant::now()) => {
+                            self.quic.failed(Instant::now());
+                            self.replace(&is, other);
+                        }
+                        Ok(other) => other.drain(),
+                        Err(error) => {
+                            tracing::debug!(gateway = name(&is), %error, "silent over QUIC, and not over TCP");
+                        }
                     }
                 }
                 Some(What::Ended) => {

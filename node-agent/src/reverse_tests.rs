@@ -30,21 +30,23 @@ async fn when_a_session_is_made_anew() {
             transport,
             generation: (3, generation),
             has_address,
+            silent: false,
             quic,
             now,
         })
     };
-    let silent = Quic {
-        silent_until: Some(now + Duration::from_secs(1)),
-    };
-    let over = Quic {
-        silent_until: Some(now),
-    };
+    let again = Duration::from_secs(60);
+    let quic_at = |silent_until| Quic { again, silent_until };
+    let (fresh, silent, over) = (
+        quic_at(None),
+        quic_at(Some(now + Duration::from_secs(1))),
+        quic_at(Some(now)),
+    );
     let same = &|_: &mut Gateway| {};
     let (quic, tcp) = (Transport::Quic, Transport::Tcp);
-    assert_eq!(check(same, quic, 3, true, Quic::default()), None);
+    assert_eq!(check(same, quic, 3, true, fresh), None);
     assert_eq!(
-        check(same, quic, 3, false, Quic::default()),
+        check(same, quic, 3, false, fresh),
         None,
         "QUIC moves with the host"
     );
@@ -76,10 +78,40 @@ async fn when_a_session_is_made_anew() {
         transport: quic,
         generation: (3, 3),
         has_address: true,
+        silent: false,
         quic: silent,
         now,
     });
     assert_eq!(back, Some(What::Renew));
+    let same = gateway(1);
+    let unheard = |transport| {
+        judge(&Seen {
+            gateway: (&same, &same),
+            transport,
+            generation: (3, 3),
+            has_address: true,
+            silent: true,
+            quic: fresh,
+            now,
+        })
+    };
+    assert_eq!(unheard(quic), Some(What::TryTcp));
+    assert_eq!(unheard(tcp), Some(What::TryQuic), "silence is for QUIC alone");
+}
+
+#[tokio::test]
+async fn a_silence_is_longer_than_a_round_trip() {
+    let start = Instant::now();
+    let at = |milliseconds| start + Duration::from_millis(milliseconds);
+    let heard = |datagrams, milliseconds| Some((datagrams, Duration::from_millis(milliseconds)));
+    let mut ears = Ears::new(start);
+    assert!(!ears.is_silent(heard(3, 40), at(250)));
+    assert!(!ears.is_silent(heard(3, 40), at(1500)));
+    assert!(ears.is_silent(heard(3, 40), at(1750)));
+    assert!(!ears.is_silent(heard(4, 40), at(2000)), "heard again");
+    assert!(!ears.is_silent(heard(4, 600), at(4000)), "a long way");
+    assert!(ears.is_silent(heard(4, 600), at(4250)));
+    assert!(!ears.is_silent(None, at(60_000)));
 }
 
 fn resource<M: prost::Name>(name: &str, message: &M) -> xds::Resource {

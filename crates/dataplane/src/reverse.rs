@@ -12,7 +12,7 @@ use tokio::{sync::watch, time::sleep};
 use tombolo_destination::{Gateway, GatewayHost};
 use tombolo_identity::LiveIdentity;
 use tombolo_runtime::TaskGroup;
-use tombolo_tunnel::{HeldSession, Limits, Observe, OpenError, Server, SessionEnd, Target};
+use tombolo_tunnel::{HeldSession, Limits, Observe, OpenError, Server, SessionEnd, SessionPath, Target};
 
 /// After a hand-over the sessions of this process take calls until those of the next one are there.
 const OVERLAP: Duration = Duration::from_secs(3);
@@ -45,6 +45,7 @@ pub struct ReverseEnd {
     /// This host's end, as it was when the session began.
     pub local: IpAddr,
     end: SessionEnd,
+    path: SessionPath,
     ended: watch::Receiver<()>,
 }
 
@@ -57,6 +58,11 @@ impl ReverseEnd {
     /// Ends it at once, and every call in it.
     pub fn cut(&self) {
         self.end.cut();
+    }
+
+    /// Datagrams that have come from the gateway so far, and the round trip; none over TCP, where silence ends the session.
+    pub fn heard(&self) -> Option<(u64, Duration)> {
+        self.path.heard()
     }
 
     /// True once it has ended.
@@ -144,6 +150,7 @@ impl Reverse {
             peer,
             local,
             end,
+            path,
             run,
         } = held;
         let (running, ended) = watch::channel(());
@@ -156,6 +163,7 @@ impl Reverse {
             transport,
             local: local.ip(),
             end,
+            path,
             ended,
         }
     }

@@ -250,7 +250,11 @@ pub(crate) async fn open(
                     Next::Stop => break,
                     Next::OtherGatewayForThis => endpoints.failed(spot.way(gateway), at),
                     Next::OtherGateway => endpoints.failed(Spot::gateway(gateway), at),
-                    Next::OtherEndpoint if candidate.weight > 1 => {
+                    // An answer is the endpoint's; an end without one may be the gateway's or the way's.
+                    Next::OtherEndpoint
+                        if candidate.weight > 1
+                            || !matches!(failed, ThroughError::Endpoint(OpenError::Status(_))) =>
+                    {
                         turn += 1;
                         continue;
                     }

@@ -299,6 +299,8 @@ pub struct Service {
     pub ip_families: IpFamilies,
     /// Waypoint in front of it.
     pub waypoint: Option<GatewayAddress>,
+    /// Calls of ingress gateways pass the waypoint too.
+    pub ingress_use_waypoint: bool,
 }
 
 impl Service {
@@ -318,6 +320,7 @@ impl Service {
             visibility: Visibility::Public,
             ip_families: IpFamilies::Automatic,
             waypoint: None,
+            ingress_use_waypoint: false,
         }
     }
 

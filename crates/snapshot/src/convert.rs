@@ -301,6 +301,7 @@ pub(crate) fn service(interner: &mut Interner, wire: &wds::Service) -> Refused<S
         Err(_) => return Err(unknown("set of IP families", wire.ip_families)),
     };
     record.waypoint = gateway(interner, wire.waypoint.as_ref())?;
+    record.ingress_use_waypoint = wire.ingress_use_waypoint;
     for waypoint in &wire.weighted_waypoints {
         gateway(interner, waypoint.destination.as_ref())?;
     }

@@ -19,6 +19,8 @@ pub(crate) const GROW: u8 = 1 << 2;
 pub(crate) const CLOSED: u8 = 1 << 3;
 /// It ended because the peer was silent.
 pub(crate) const SILENT: u8 = 1 << 4;
+/// It is there to be called: without streams it is not idle.
+pub(crate) const HELD: u8 = 1 << 5;
 
 /// What the streams of a connection, its driver and its owner tell each other.
 #[derive(Debug)]

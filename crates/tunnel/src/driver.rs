@@ -49,6 +49,17 @@ const IDLE: Patience = Patience {
     quiet: Duration::from_secs(10),
     give_up: Duration::from_secs(20),
 };
+/// Of a reverse session, at the host's end: nobody can call the host while it believes in a session that is dead. The gateway
+/// hears these PINGs.
+pub(crate) const REVERSE_HOST: Patience = Patience {
+    quiet: Duration::from_secs(1),
+    give_up: Duration::from_secs(2),
+};
+/// Of a reverse session, at the gateway's end: a host that is well was heard a second ago.
+pub(crate) const REVERSE_GATEWAY: Patience = Patience {
+    quiet: Duration::from_secs(2),
+    give_up: Duration::from_secs(2),
+};
 /// While an application waits in connect(): another endpoint can still be tried.
 const ASKED: Patience = Patience {
     quiet: Duration::from_secs(1),
@@ -68,6 +79,7 @@ pub(crate) trait Http2: Unpin {
 }
 
 struct Keepalive {
+    idle: Patience,
     pings: Option<PingPong>,
     heard: u64,
     heard_at: Instant,
@@ -76,14 +88,15 @@ struct Keepalive {
 }
 
 impl Keepalive {
-    fn new(pings: Option<PingPong>) -> Self {
+    fn new(pings: Option<PingPong>, idle: Patience) -> Self {
         let now = Instant::now();
         Self {
+            idle,
             pings,
             heard: 0,
             heard_at: now,
             pinged_at: None,
-            timer: Box::pin(sleep_until(now + IDLE.quiet)),
+            timer: Box::pin(sleep_until(now + idle.quiet)),
         }
     }
 
@@ -94,7 +107,7 @@ impl Keepalive {
             self.heard_at = Instant::now();
             self.pinged_at = None;
         }
-        let patience = if asked { ASKED } else { IDLE };
+        let patience = if asked { ASKED } else { self.idle };
         loop {
             let deadline = match self.pinged_at {
                 Some(at) => at + patience.give_up,
@@ -156,8 +169,12 @@ pub(crate) struct Driver<H> {
 }
 
 impl<H: Http2> Driver<H> {
-    pub(crate) fn new(mut http2: H, io: SharedIo, control: Arc<Control>) -> Self {
-        let keepalive = Keepalive::new(http2.ping_pong());
+    pub(crate) fn new(http2: H, io: SharedIo, control: Arc<Control>) -> Self {
+        Self::with_patience(http2, io, control, IDLE)
+    }
+
+    pub(crate) fn with_patience(mut http2: H, io: SharedIo, control: Arc<Control>, idle: Patience) -> Self {
+        let keepalive = Keepalive::new(http2.ping_pong(), idle);
         Self {
             http2,
             io,

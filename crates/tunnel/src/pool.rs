@@ -61,15 +61,18 @@ pub struct PoolLimits {
     pub connect_timeout: Duration,
     /// A connection without streams is released after so long.
     pub idle_timeout: Duration,
+    /// A gateway that did not answer over UDP is not asked that way again for so long.
+    pub udp_retry: Duration,
 }
 
 impl Default for PoolLimits {
-    /// Source: ztunnel: 100 streams, 10 s, 5 min.
+    /// Source: ztunnel: 100 streams, 10 s, 5 min. UDP after a minute: firewalls are not changed more often.
     fn default() -> Self {
         Self {
             streams_max: 100,
             connect_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(300),
+            udp_retry: Duration::from_secs(60),
         }
     }
 }

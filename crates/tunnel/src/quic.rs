@@ -17,14 +17,18 @@ use crate::control::{CLOSED, CUT, Control, DRAIN, Lease};
 use quinn::{Connection, RecvStream, SendStream, TransportConfig, VarInt};
 use rustls_pki_types::CertificateDer;
 use std::{
+    fmt,
     future::poll_fn,
     io,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::sleep,
+};
 use tombolo_identity::{Peer, peer_of};
 
 /// ALPN of calls.
@@ -83,6 +87,11 @@ fn peer(connection: &Connection) -> io::Result<Peer> {
     peer_of(&chain).map_err(io::Error::other)
 }
 
+/// Before a connection is closed for good: what the peer was told last may have to be sent again.
+fn farewell(connection: &Connection) -> Duration {
+    (3 * connection.rtt()).clamp(Duration::from_millis(50), Duration::from_secs(1))
+}
+
 /// Waits for a flag of the control, and obeys. Returns when the connection has ended.
 async fn obey(connection: &Connection, control: &Control) {
     let told = poll_fn(|cx: &mut Context<'_>| {
@@ -97,7 +106,12 @@ async fn obey(connection: &Connection, control: &Control) {
         Poll::Pending
     });
     tokio::select! {
-        code = told => connection.close(code, b""),
+        code = told => {
+            if code == BYE {
+                sleep(farewell(connection)).await;
+            }
+            connection.close(code, b"");
+        }
         _ = connection.closed() => {}
     }
     control.set(CLOSED);
@@ -109,7 +123,17 @@ pub(crate) struct QuicIo {
     send: SendStream,
     recv: RecvStream,
     finished: bool,
+    acknowledged: Option<Acknowledged>,
     _lease: Lease,
+}
+
+/// The peer has all that was written, or wants no more of it.
+struct Acknowledged(Pin<Box<dyn Future<Output = ()> + Send + Sync>>);
+
+impl fmt::Debug for Acknowledged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Acknowledged")
+    }
 }
 
 impl QuicIo {
@@ -118,6 +142,7 @@ impl QuicIo {
             send,
             recv,
             finished: false,
+            acknowledged: None,
             _lease: lease,
         }
     }
@@ -149,11 +174,18 @@ impl AsyncWrite for QuicIo {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Ready when the peer has it all: a connection that drains is closed after its last stream, whatever it has not sent yet.
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.finished {
             self.finished = true;
             // It fails only for a stream that is closed already.
             let _ = self.send.finish();
+            let stopped = self.send.stopped();
+            self.acknowledged = Some(Acknowledged(Box::pin(async move { drop(stopped.await) })));
+        }
+        if let Some(acknowledged) = &mut self.acknowledged {
+            ready!(acknowledged.0.as_mut().poll(cx));
+            self.acknowledged = None;
         }
         Poll::Ready(Ok(()))
     }

@@ -34,12 +34,13 @@ use tombolo_identity::{Current, LiveIdentity, Peer, hbone_server_config, peer_of
 use tombolo_runtime::TaskGroup;
 
 mod incoming;
+mod idle;
 mod nested;
 mod reverse;
 
 pub(crate) use incoming::Accepted;
 pub use incoming::{Call, Incoming};
-pub use reverse::{HeldSession, SessionEnd};
+pub use reverse::{HeldSession, SessionEnd, SessionPath};
 
 /// Longest time that a refused peer is listened to.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -115,7 +116,7 @@ pub(crate) struct Shared {
     tls: Arc<rustls::ServerConfig>,
     limits: Limits,
     pub(crate) half_open: Arc<HalfOpen>,
-    places: Arc<Semaphore>,
+    pub(crate) places: Arc<Semaphore>,
     pub(crate) observer: Arc<dyn Observe>,
     running: Mutex<HashMap<u64, Running>>,
     next: AtomicU64,

@@ -3,7 +3,7 @@
 use super::*;
 use std::collections::BTreeSet;
 use tombolo_config::{Kind, read_documents};
-use tombolo_proto::xds;
+use tombolo_proto::{istio::workload as wire, pack, xds};
 use tombolo_registry::{MeshSettings, Registry, World};
 use tombolo_snapshot::Own;
 use tombolo_types::{AddressPlan, SpiffeId};
@@ -74,6 +74,11 @@ impl Known for Holding {
 }
 
 fn snapshot(edit: impl FnOnce(&mut Registry)) -> Snapshot {
+    snapshot_with(edit, |_| ())
+}
+
+/// With each service changed as another control plane would say it.
+fn snapshot_with(edit: impl FnOnce(&mut Registry), service: impl Fn(&mut wire::Service)) -> Snapshot {
     let settings = MeshSettings::new("mesh.example".parse().unwrap());
     let mut registry = Registry::new(settings);
     for resource in read_documents(WORLD).unwrap() {
@@ -98,7 +103,7 @@ fn snapshot(edit: impl FnOnce(&mut Registry)) -> Snapshot {
             .map(|compiled| xds::Resource {
                 name: compiled.name.to_string(),
                 version: compiled.version.to_string(),
-                resource: Some(compiled.any.clone()),
+                resource: Some(changed(&compiled.any, &service)),
                 ..xds::Resource::default()
             });
         assert_eq!(snapshot.apply(url, resources.collect(), &[]), [], "{url}");
@@ -106,8 +111,24 @@ fn snapshot(edit: impl FnOnce(&mut Registry)) -> Snapshot {
     snapshot
 }
 
+fn changed(any: &prost_types::Any, service: &impl Fn(&mut wire::Service)) -> prost_types::Any {
+    let Ok(mut address) = any.to_msg::<wire::Address>() else {
+        return any.clone();
+    };
+    match &mut address.r#type {
+        Some(wire::address::Type::Service(one)) => service(one),
+        _ => return any.clone(),
+    }
+    pack(&address)
+}
+
 /// Where a call of `id` goes: the endpoints, or why not, and by which policy.
 fn ask(world: &Snapshot, sessions: &[u64], id: &str, device: u64, authority: &str) -> String {
+    ask_as(world, sessions, id, device, authority, "")
+}
+
+/// With `x-istio-source: role`.
+fn ask_as(world: &Snapshot, sessions: &[u64], id: &str, device: u64, authority: &str, role: &str) -> String {
     let id: SpiffeId = format!("spiffe://{id}").parse().unwrap();
     let peer = Peer {
         ids: vec![id.clone()],
@@ -122,6 +143,7 @@ fn ask(world: &Snapshot, sessions: &[u64], id: &str, device: u64, authority: &st
         peer: &peer,
         remote: "192.0.2.1".parse().unwrap(),
         authority: &authority,
+        role: Role::of(role.as_bytes()),
     };
     let known = Holding(sessions.iter().copied().map(DeviceId).collect(), world.clone());
     match route(world, &call, &known) {
@@ -189,4 +211,72 @@ fn a_host_that_only_dials_out_by_its_session_alone() {
     assert_eq!(ask(&world, &[0xb2], WEB, 1, CATALOG), "no_healthy_endpoint");
     let way = ask(&world, &[AWAY], WEB, 1, CATALOG);
     assert_eq!(way, "session 00000000000000a1");
+}
+
+#[test]
+fn a_service_is_reached_through_its_waypoint_as_the_callers_role_says() {
+    let waypoint = |target: Option<wire::gateway_address::Destination>, ingress: bool| {
+        let world = snapshot_with(
+            |registry| {
+                let documents = r#"
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: waypoint, namespace: shop}
+spec: {address: 10.0.0.9, serviceAccount: waypoint, labels: {app: waypoint, networking.istio.io/tunnel: http}}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: waypoint, namespace: shop}
+spec:
+  hosts: [waypoint.shop.svc.mesh.internal]
+  resolution: STATIC
+  ports: [{number: 15008, name: hbone, protocol: TCP}]
+  workloadSelector: {labels: {app: waypoint}}
+"#;
+                for resource in read_documents(documents).unwrap() {
+                    registry.upsert(resource);
+                }
+            },
+            move |service| {
+                if service.hostname.starts_with("catalog") {
+                    service.waypoint = target.clone().map(|destination| wire::GatewayAddress {
+                        destination: Some(destination),
+                        hbone_mtls_port: 15018,
+                    });
+                    service.ingress_use_waypoint = ingress;
+                }
+            },
+        );
+        ["", "sidecar", "gateway", "waypoint"].map(|role| ask_as(&world, &[], WEB, 1, CATALOG, role))
+    };
+    let (around, through) = ("10.0.0.1:15008", "10.0.0.9:15018");
+    let by_name = |name: &str| {
+        Some(wire::gateway_address::Destination::Hostname(
+            wire::NamespacedHostname {
+                namespace: "shop".into(),
+                hostname: format!("{name}.shop.svc.mesh.internal"),
+            },
+        ))
+    };
+    let by_address = |last| {
+        Some(wire::gateway_address::Destination::Address(
+            wire::NetworkAddress {
+                network: String::new(),
+                address: vec![10, 0, 0, last].into(),
+                length: None,
+            },
+        ))
+    };
+    assert_eq!(waypoint(None, true), [around; 4]);
+    let usual = [through, through, around, around];
+    assert_eq!(waypoint(by_name("waypoint"), false), usual);
+    assert_eq!(waypoint(by_address(9), false), usual);
+    assert_eq!(
+        waypoint(by_name("waypoint"), true),
+        [through, through, through, around]
+    );
+    // Without it what it enforces would be left out.
+    let none = "no_healthy_waypoint";
+    assert_eq!(waypoint(by_name("nobody"), false), [none, none, around, around]);
+    assert_eq!(waypoint(by_address(77), false), [none, none, around, around]);
 }

@@ -56,8 +56,6 @@ pub struct GatewayTarget {
     pub quic: Option<SocketAddr>,
 }
 
-/// A gateway that did not answer over UDP is not asked that way again for so long.
-const NO_UDP: Duration = Duration::from_secs(60);
 /// Gateways remembered so; over it those whose time is over are forgotten.
 const NO_UDP_MAX: usize = 1024;
 /// So long the first call to a gateway waits for QUIC before it takes TCP: three round trips of 300 ms. The connection is
@@ -103,6 +101,7 @@ impl Pool {
         request: &ConnectRequest,
         deadline: Instant,
     ) -> Result<TunnelIo, OpenError> {
+        let mut silent = None;
         if let Some(quic) = gateway.quic {
             let target = Target {
                 hbone: quic,
@@ -120,6 +119,7 @@ impl Pool {
                         link.control.set(DRAIN);
                         if matches!(error, OpenError::Timeout(_)) {
                             self.shared.no_udp(quic);
+                            silent = Some((link.connection.stats().udp_rx.datagrams, link));
                         }
                     }
                     // It is there, and slow.
@@ -127,9 +127,15 @@ impl Pool {
                 }
             }
         }
-        self.open(&gateway.tcp, request, deadline)
-            .await
-            .map(TunnelIo::from)
+        let opened = self.open(&gateway.tcp, request, deadline).await;
+        if let (Err(OpenError::Timeout(_) | OpenError::Io(_)), Some((heard, link))) = (&opened, silent)
+            && link.connection.stats().udp_rx.datagrams == heard
+        {
+            // Silent on both ways: it is gone, and applications learn of it now.
+            tracing::info!(gateway = %gateway.tcp.hbone, "connection cut: the gateway is silent");
+            link.control.set(CUT);
+        }
+        opened.map(TunnelIo::from)
     }
 }
 
@@ -152,7 +158,7 @@ impl Shared {
             match silent.get_mut(&target.hbone) {
                 Some(until) if *until > now => return None,
                 Some(until) => {
-                    *until = now + NO_UDP;
+                    *until = now + self.limits.udp_retry;
                     Duration::ZERO
                 }
                 None => HEAD_START,
@@ -183,7 +189,7 @@ impl Shared {
     }
 
     fn no_udp(&self, gateway: SocketAddr) {
-        lock(&self.no_udp).insert(gateway, Instant::now() + NO_UDP);
+        lock(&self.no_udp).insert(gateway, Instant::now() + self.limits.udp_retry);
     }
 
     async fn nest(

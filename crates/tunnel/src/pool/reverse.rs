@@ -4,8 +4,8 @@ use super::{Driver, Failure, Http2Client, Pool, Pooled, Shared, TRIES, nested::r
 use crate::{
     ALPN_REVERSE, OpenError, TlsError,
     conn_io::ConnIo,
-    control::{CLOSED, CUT, Control},
-    driver::{CONNECTION_WINDOW, FRAME_MAX, SEND_QUEUE, STREAM_WINDOW},
+    control::{CLOSED, CUT, Control, DRAIN},
+    driver::{CONNECTION_WINDOW, FRAME_MAX, REVERSE_GATEWAY, SEND_QUEUE, STREAM_WINDOW},
     headers::ConnectRequest,
     io::{SharedIo, TlsIo},
     quic::Link,
@@ -86,12 +86,22 @@ impl ReverseSession {
 
     /// True once it takes no more calls.
     pub fn is_closed(&self) -> bool {
-        self.control().has(CLOSED | CUT)
+        self.control().has(CLOSED | CUT | DRAIN)
     }
 
     /// Ends it at once.
     pub fn cut(&self) {
         self.control().set(CUT);
+    }
+
+    /// True if both are the same session.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(self.control(), other.control())
+    }
+
+    /// Takes no more calls; it ends with the last that runs in it.
+    pub fn drain(&self) {
+        self.control().set(DRAIN);
     }
 
     /// Opens a stream towards the host. Cancel-safe.
@@ -170,7 +180,7 @@ impl Shared {
             control: Arc::clone(&control),
             peer: Arc::new(peer),
         });
-        let driver = Driver::new(Http2Client(connection), io, control);
+        let driver = Driver::with_patience(Http2Client(connection), io, control, REVERSE_GATEWAY);
         self.run(&pooled, driver, bundle_generation);
         Ok(ReverseSession {
             over: Over::Http2(pooled),

@@ -5,7 +5,7 @@ use crate::{
     ALPN_REVERSE, OpenError, TlsError,
     conn_io::ConnIo,
     control::{CUT, Control, DRAIN},
-    driver::Driver,
+    driver::{Driver, REVERSE_HOST},
     io::{SharedIo, TlsIo},
     tls::{self, HandshakeError},
 };
@@ -27,6 +27,8 @@ pub struct HeldSession<F> {
     pub local: SocketAddr,
     /// Ends it before its time.
     pub end: SessionEnd,
+    /// What comes from the gateway.
+    pub path: SessionPath,
     /// Serves until the session ends; dropped, the session is cut.
     pub run: F,
 }
@@ -49,6 +51,19 @@ impl SessionEnd {
     /// Calls that run in it.
     pub fn streams(&self) -> usize {
         self.0.streams()
+    }
+}
+
+/// What comes from the gateway of a reverse session. Cheap to clone; it keeps no session alive.
+#[derive(Debug, Clone)]
+pub struct SessionPath(pub(crate) Option<quinn::Connection>);
+
+impl SessionPath {
+    /// Datagrams so far, and the round trip. A gateway that is there, and a way that passes UDP, bring one every second and a
+    /// round trip. None over TCP: there silence ends the session by itself.
+    pub fn heard(&self) -> Option<(u64, Duration)> {
+        let stats = self.0.as_ref()?.stats();
+        Some((stats.udp_rx.datagrams, stats.path.rtt))
     }
 }
 
@@ -91,7 +106,7 @@ impl Server {
             &self.shared.limits,
         );
         let end = SessionEnd(Arc::clone(&control));
-        let driver = Driver::new(side, io, control);
+        let driver = Driver::with_patience(side, io, control, REVERSE_HOST);
         let run = async move {
             run(driver, accepted, bundle_generation, &*routed, &server.shared).await;
         };
@@ -99,6 +114,7 @@ impl Server {
             peer,
             local,
             end,
+            path: SessionPath(None),
             run,
         })
     }

@@ -13,15 +13,15 @@ use tombolo_testkit::{Gateway, Lan, Mesh, MeshOptions, Nginx, Vm, wait_for};
 const CANARY: &str = "canary-7f3a91";
 
 /// Discovery, and a gateway beside it: whoever else wants to reach discovery comes through the gateway's port 443.
-struct Site {
-    mesh: Mesh,
-    east: Lan,
-    west: Lan,
-    gateway: Gateway,
+pub(crate) struct Site {
+    pub(crate) mesh: Mesh,
+    pub(crate) east: Lan,
+    pub(crate) west: Lan,
+    pub(crate) gateway: Gateway,
 }
 
 impl Site {
-    fn start(name: &str) -> Result<Self> {
+    pub(crate) fn start(name: &str) -> Result<Self> {
         let mut mesh = Mesh::start(name, MeshOptions::default())?;
         let (mut east, west) = (mesh.lab.lan("east")?, mesh.lab.lan("west")?);
         let gateway = mesh.gateway("gw1", "", &mut east, 201)?;
@@ -42,7 +42,7 @@ impl Site {
     }
 
     /// A group of a network with its service: 80 to 8080, and 81 to a port where nobody listens.
-    fn group(&self, name: &str, network: &str, annotations: &str) -> Result<()> {
+    pub(crate) fn group(&self, name: &str, network: &str, annotations: &str) -> Result<()> {
         self.mesh.apply(&format!(
             "apiVersion: networking.istio.io/v1\nkind: WorkloadGroup\nmetadata:\n  name: {name}\n  namespace: shop\n  \
              annotations: {{tombolo.io/address-cidrs: 10.0.0.0/24{annotations}}}\nspec:\n  template:\n    \
@@ -56,7 +56,7 @@ impl Site {
         Ok(())
     }
 
-    fn vm(&mut self, east: bool, name: &str, last: u8) -> Result<Vm> {
+    pub(crate) fn vm(&mut self, east: bool, name: &str, last: u8) -> Result<Vm> {
         let lan = if east { &mut self.east } else { &mut self.west };
         let vm = self.mesh.bare_in(lan, name, last)?;
         vm.up(&self.mesh.token(name)?)?;
@@ -64,7 +64,7 @@ impl Site {
     }
 }
 
-fn host(name: &str) -> String {
+pub(crate) fn host(name: &str) -> String {
     format!("{name}.shop.svc.mesh.internal")
 }
 
@@ -72,7 +72,7 @@ fn url(name: &str) -> String {
     format!("http://{}/", host(name))
 }
 
-fn answers(from: &Vm, name: &str, by: &Gateway) -> Result<()> {
+pub(crate) fn answers(from: &Vm, name: &str, by: &Gateway) -> Result<()> {
     let body = wait_for(&url(name), PATIENCE, || {
         Ok(from.curl(&url(name))?.checked()?.stdout)
     });
@@ -82,16 +82,16 @@ fn answers(from: &Vm, name: &str, by: &Gateway) -> Result<()> {
     Ok(())
 }
 
-fn tail(log: &str) -> String {
+pub(crate) fn tail(log: &str) -> String {
     let lines: Vec<&str> = log.lines().collect();
     lines[lines.len().saturating_sub(12)..].join("\n")
 }
 
-fn serve(vm: &Vm, name: &str) -> Result<Nginx> {
+pub(crate) fn serve(vm: &Vm, name: &str) -> Result<Nginx> {
     Nginx::start(&vm.host, 8080, &format!("{name} speaks"))
 }
 
-fn connect(from: &Vm, name: &str, port: &str) -> Result<String> {
+pub(crate) fn connect(from: &Vm, name: &str, port: &str) -> Result<String> {
     let how = from
         .host
         .run("tombolo-peer", &["call", "connect", &host(name), port])?;
@@ -99,7 +99,7 @@ fn connect(from: &Vm, name: &str, port: &str) -> Result<String> {
 }
 
 /// A second network with a gateway, and a host in each that has the same address.
-fn pair(name: &str) -> Result<(Vm, Vm, Gateway, Site)> {
+pub(crate) fn pair(name: &str) -> Result<(Vm, Vm, Gateway, Site)> {
     let mut site = Site::start(name)?;
     let far = site.mesh.gateway("gw2", "net2", &mut site.west, 202)?;
     site.group("front", "", "")?;
