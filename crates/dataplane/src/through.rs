@@ -253,7 +253,10 @@ pub(crate) async fn open(
                     // An answer is the endpoint's; an end without one may be the gateway's or the way's.
                     Next::OtherEndpoint
                         if candidate.weight > 1
-                            || !matches!(failed, ThroughError::Endpoint(OpenError::Status(_))) =>
+                            || matches!(
+                                failed,
+                                ThroughError::Endpoint(OpenError::Io(_) | OpenError::Reset(_))
+                            ) =>
                     {
                         turn += 1;
                         continue;
