@@ -17,7 +17,7 @@ use crate::{
     init::make_runtime_dir,
     istio_ca::CertificateService,
     limits::Limits,
-    listener::{self, ListenerCounters},
+    listener,
     members::MemberLimits,
     metrics::Metrics,
     nameless::CountCalls,
@@ -180,7 +180,13 @@ pub async fn start(config: &Config) -> Result<Running> {
     )
     .await?;
 
-    let forwarders = Forwarders::new(fleet.clone(), settings.clone());
+    let door = Door {
+        limits: Limits::default(),
+        members: MemberLimits::default(),
+        forwarders: Forwarders::new(fleet.clone(), settings.clone()),
+        audit: Arc::clone(&audit),
+        counters: Arc::default(),
+    };
     let subscribers = Subscribers::default();
     trust::start(
         opened,
@@ -216,15 +222,13 @@ pub async fn start(config: &Config) -> Result<Running> {
         vec![Box::new(Mtls), Box::new(SharedBearer(Arc::clone(&bearer)))],
         fleet.clone(),
     );
-    let members = MemberLimits::default();
     let ads = Ads::new(
         fleet.clone(),
         remote.clone(),
         subscribers.clone(),
         addresses,
         Arc::clone(&metrics),
-        members.clone(),
-        forwarders.clone(),
+        &door,
         front.clone(),
     );
     let certificates = CertificateService {
@@ -249,7 +253,6 @@ pub async fn start(config: &Config) -> Result<Running> {
     let unix = socket::bind(&config.admin_socket)
         .await
         .with_context(|| format!("{} cannot be bound", config.admin_socket.display()))?;
-    let counters = Arc::new(ListenerCounters::default());
     let (pushed, scraped_at) = (PushedMetrics::default(), Arc::new(OnceLock::new()));
     let telemetry = TelemetryService {
         pushed: pushed.clone(),
@@ -262,7 +265,7 @@ pub async fn start(config: &Config) -> Result<Running> {
         fleet: fleet.clone(),
         subscribers,
         metrics,
-        listener: Arc::clone(&counters),
+        listener: Arc::clone(&door.counters),
         ready: Arc::clone(&ready),
         pushed: pushed.clone(),
         scraped_at: Arc::clone(&scraped_at),
@@ -292,13 +295,6 @@ pub async fn start(config: &Config) -> Result<Running> {
     let tls = listener::Tls {
         config: Arc::new(federated_server_config(&live, federation.trusted())?),
         own: Arc::clone(&live),
-    };
-    let door = Door {
-        limits: Limits::default(),
-        members,
-        forwarders,
-        audit: Arc::clone(&audit),
-        counters,
     };
     let (accepted_tx, accepted_rx) = mpsc::channel(listener::ACCEPTED_MAX);
     front.spawn(

@@ -11,6 +11,7 @@ pub use subscribers::{SubscriberState, Subscribers, TypeState};
 use crate::{
     address::AddressKeeper,
     caller::Authenticators,
+    door::Door,
     fleet::Fleet,
     forwarders::{self, Forwarders},
     members::MemberLimits,
@@ -50,8 +51,7 @@ impl Ads {
         subscribers: Subscribers,
         addresses: AddressKeeper,
         metrics: Arc<Metrics>,
-        members: MemberLimits,
-        forwarders: Forwarders,
+        door: &Door,
         tasks: TaskGroup,
     ) -> Self {
         Self {
@@ -61,8 +61,8 @@ impl Ads {
             addresses,
             metrics,
             tasks,
-            members,
-            forwarders,
+            members: door.members.clone(),
+            forwarders: door.forwarders.clone(),
             demand: demand::Addresses::default(),
         }
     }
@@ -98,12 +98,18 @@ impl AggregatedDiscoveryService for Ads {
             .map_err(|cause| Refusal::new(Code::MemberLimit, cause))?;
         // Where a gateway is, and whether its word about the source of other connections is taken from there: not through
         // another gateway or a load balancer.
-        let direct = link.remote.filter(|_| link.via.is_none()).map(|remote| remote.ip());
+        let direct = link
+            .remote
+            .filter(|_| link.via.is_none())
+            .map(|remote| remote.ip());
         let shown = device
             .zip(direct)
             .and_then(|(device, address)| self.forwarders.shown(device, address));
         let may_forward = shown.is_some()
-            && direct.and_then(|address| self.forwarders.find(address)).map(|found| found.device) == device;
+            && direct
+                .and_then(|address| self.forwarders.find(address))
+                .map(|found| found.device)
+                == device;
         // One place: a response is made when the client has read the one before it.
         let (answers_tx, answers_rx) = mpsc::channel(1);
         let ads = self.clone();

@@ -65,7 +65,12 @@ pub(super) async fn run(
         None => None,
     };
     if let (Some(device), Some(_)) = (client.device, link.remote) {
-        let network = ads.fleet.view().members.get(&device).map(|member| member.device.spec.network.clone());
+        let network = ads
+            .fleet
+            .view()
+            .members
+            .get(&device)
+            .map(|member| member.device.spec.network.clone());
         let source = link.source_of_node(&network.unwrap_or_default(), &client.addresses);
         ads.addresses.seen(device, source, client.addresses.clone());
     }
@@ -170,7 +175,8 @@ impl Session {
         let heard = watch.handle(request, first);
         if heard == Heard::Ack && url == type_url::TRUST_BUNDLE {
             let own = watch.version_of(self.client.id.trust_domain.as_str());
-            self.row.update(url, |state| state.own = own.map(|version| version.to_string()));
+            self.row
+                .update(url, |state| state.own = own.map(|version| version.to_string()));
         }
         if self.watches.values().map(Watch::remembered).sum::<usize>() > NAMES_MAX {
             return Err(Status::resource_exhausted("too many names on one stream"));
