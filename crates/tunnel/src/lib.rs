@@ -44,6 +44,8 @@ pub use headers::{Authority, Baggage, ConnectRequest, Forwarded, HeaderError, tr
 pub use observe::{NoObserver, Observe, Side};
 pub use pool::{Admit, GatewayTarget, Pool, PoolLimits, QuicPath, ReverseSession, Target, ThroughError};
 pub use quic::TakeReverse;
-pub use server::{Call, ConnectionInfo, HeldSession, Incoming, Limits, Server, Service, SessionEnd, SessionPath, serve};
+pub use server::{
+    Call, ConnectionInfo, HeldSession, Incoming, Limits, Server, Service, SessionEnd, SessionPath, serve,
+};
 pub use stream::TunnelStream;
 pub use stream_io::TunnelIo;

@@ -33,8 +33,8 @@ use tokio_util::sync::CancellationToken;
 use tombolo_identity::{Current, LiveIdentity, Peer, hbone_server_config, peer_of, still_trusted};
 use tombolo_runtime::TaskGroup;
 
-mod incoming;
 mod idle;
+mod incoming;
 mod nested;
 mod reverse;
 
