@@ -100,11 +100,10 @@ pub(crate) async fn run(args: &Args, sockets: &Sockets) -> Result<ExitCode, Fail
                 continue;
             }
         }
-        output::line(format!(
-            "{}.{} {name:?} deleted{note}",
-            kind.name().to_ascii_lowercase(),
-            kind.group()
-        ));
+        // As kubectl: the core group has no name.
+        let kind = objects::title(kind, "");
+        let kind = kind.trim_end_matches('/');
+        output::line(format!("{kind} {name:?} deleted{note}"));
     }
     Ok(failed.map_or(ExitCode::SUCCESS, ExitCode::from))
 }
