@@ -288,7 +288,7 @@ mod tests {
         let rate = Rate::new(1_000_000, 10);
         let mut now = Instant::now();
         for n in 0..3 * SOURCES_MAX as u32 {
-            if n as usize % SOURCES_MAX == 0 {
+            if (n as usize).is_multiple_of(SOURCES_MAX) {
                 now += Duration::from_secs(60);
             }
             assert!(rate.take(ip(n), now), "{n}");

@@ -262,7 +262,7 @@ spec:
         Some(wire::gateway_address::Destination::Address(
             wire::NetworkAddress {
                 network: String::new(),
-                address: vec![10, 0, 0, last].into(),
+                address: vec![10, 0, 0, last],
                 length: None,
             },
         ))

@@ -98,23 +98,21 @@ impl Sockets {
                 break answer;
             }
         };
-        match answer.payload {
-            NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(found)) => {
-                let (socket, state) = (&found.header.socket_id, found.header.state);
-                // Without a connection the kernel names a listener of that port.
-                Ok(state != TCP_LISTEN
-                    && (socket.source_port, socket.destination_port) == (local.port(), remote.port()))
-            }
-            NetlinkPayload::Error(error) => {
-                let error = error.to_io();
-                if error.kind() == io::ErrorKind::NotFound {
-                    Ok(false)
-                } else {
-                    Err(error)
-                }
-            }
-            _ => Err(io::ErrorKind::InvalidData.into()),
+        if let NetlinkPayload::Error(error) = answer.payload {
+            let error = error.to_io();
+            return if error.kind() == io::ErrorKind::NotFound {
+                Ok(false)
+            } else {
+                Err(error)
+            };
         }
+        let NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(found)) = answer.payload else {
+            return Err(io::ErrorKind::InvalidData.into());
+        };
+        // Without a connection the kernel names a listener of that port.
+        let (socket, state) = (&found.header.socket_id, found.header.state);
+        let ports = (socket.source_port, socket.destination_port);
+        Ok(state != TCP_LISTEN && ports == (local.port(), remote.port()))
     }
 }
 

@@ -61,10 +61,11 @@ fn containers_of_an_opted_in_bridge_call_by_name() -> Result<()> {
 
     // Masquerading hides the container behind the host's own address, but not that the host has no such socket.
     let masquerade = |what: &str| {
-        a.host.sh(&format!(
-            "iptables -t nat {what} POSTROUTING -s 172.30.0.0/24 ! -o br-test -j MASQUERADE"
-        ))?
-        .checked()
+        a.host
+            .sh(&format!(
+                "iptables -t nat {what} POSTROUTING -s 172.30.0.0/24 ! -o br-test -j MASQUERADE"
+            ))?
+            .checked()
     };
     masquerade("-A")?;
     let begun = Instant::now();
