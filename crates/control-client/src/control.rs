@@ -102,6 +102,7 @@ impl Control {
         let certificates = Certificates {
             state: Arc::clone(&state),
             live: Arc::clone(&identity),
+            world: world.clone(),
             registration: registration_tx,
             status: status_tx.clone(),
         };

@@ -116,14 +116,13 @@ pub(super) fn trust(snapshot: &Snapshot, live: &LiveIdentity) -> Option<Arc<Trus
         bundles.extend(held.bundle(own).cloned());
     }
     let same = bundles.len() == held.bundles.len()
-        && bundles.iter().all(|new| {
-            held.bundle(new.trust_domain())
-                .is_some_and(|old| old.roots() == new.roots())
-        });
+        && bundles
+            .iter()
+            .all(|new| held.bundle(new.trust_domain()).is_some_and(|old| old == new));
     if same {
         return None;
     }
-    let changed = new.filter(|new| held.bundle(own).is_none_or(|old| old.roots() != new.roots()));
+    let changed = new.filter(|new| held.bundle(own).is_none_or(|old| old != new));
     live.set_bundles(bundles);
     changed
 }
