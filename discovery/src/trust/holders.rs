@@ -3,7 +3,7 @@
 use crate::{
     enroll::expiry,
     federation::Shown,
-    fleet::{View, liveness::Standing},
+    fleet::{DRAINING, View, liveness::Standing},
     xds::{SubscriberState, TypeState},
 };
 use std::collections::BTreeMap;
@@ -15,6 +15,8 @@ use tombolo_types::DeviceId;
 
 /// Names that are shown of each kind at most.
 const NAMES_MAX: usize = 20;
+/// A member whose control stream is lost is expected back for so long: a restart of its agent, another address.
+const LOST_MAX_MS: i64 = 5_000;
 
 /// Somebody, and what is to be known of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +45,13 @@ fn bundle(row: &SubscriberState) -> Option<&TypeState> {
 }
 
 /// Who of those who are there holds the bundle of this version.
-pub(super) fn holders(view: &View, rows: &[SubscriberState], version: &str, clusters: &Shown) -> Holders {
+pub(super) fn holders(
+    view: &View,
+    rows: &[SubscriberState],
+    version: &str,
+    clusters: &Shown,
+    now_unix_ms: i64,
+) -> Holders {
     let mut found = Holders::default();
     let name_of = |device: &str| {
         let member = device
@@ -95,15 +103,33 @@ pub(super) fn holders(view: &View, rows: &[SubscriberState], version: &str, clus
         }
         let (namespace, spec) = (&member.device.metadata.namespace, &member.device.spec);
         let who = format!("{namespace}/{}", spec.workload_entry);
+        // Stopped on purpose it says so, and stays in the list of endpoints until its time is over.
+        let stopped = member
+            .report
+            .as_ref()
+            .is_some_and(|report| report.message == DRAINING);
         match &member.standing {
+            _ if stopped => found.away.push(Named {
+                who,
+                why: "it was stopped".into(),
+            }),
             None | Some(Standing::Out(_)) => found.away.push(Named {
                 who,
                 why: member.state().reason,
             }),
-            // Alive as far as is known, and not told: soon after a start of discovery, or while its network is cut.
-            Some(Standing::Connected | Standing::Suspect(_)) => found.behind.push(Named {
+            // Alive as far as is known, and not told: soon after a start of discovery, or its network was just cut. Of
+            // hosts that nobody can dial discovery never knows more than that: they do not hold a rotation up for ever.
+            Some(Standing::Connected | Standing::Suspect(_))
+                if view.in_grace || now_unix_ms < member.since_unix_ms + LOST_MAX_MS =>
+            {
+                found.behind.push(Named {
+                    who,
+                    why: "its control stream is not back yet".into(),
+                });
+            }
+            Some(Standing::Connected | Standing::Suspect(_)) => found.away.push(Named {
                 who,
-                why: "its control stream is not back yet".into(),
+                why: "its control stream is lost".into(),
             }),
         }
     }

@@ -238,7 +238,13 @@ impl Owner {
             .map(|compiled| compiled.version.to_string())
             .unwrap_or_default();
         let rows = self.config.subscribers.list();
-        Ok(holders(&self.config.fleet.view(), &rows, &version, &clusters))
+        Ok(holders(
+            &self.config.fleet.view(),
+            &rows,
+            &version,
+            &clusters,
+            now_unix_ms(),
+        ))
     }
 
     /// Join tokens that name the old root and could still be used.

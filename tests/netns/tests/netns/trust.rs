@@ -102,7 +102,10 @@ fn issuer(vm: &Vm) -> Result<String> {
 
 /// A step of the rotation in the west, with discovery killed before, while, or right after it is made.
 fn killed_around(clusters: &mut Clusters, verb: &str, wanted: &str) -> Result<()> {
-    for delay in [0, 3, 9, 27, 81] {
+    for delay in [3, 27] {
+        if !verb.contains("--force") {
+            unblocked(clusters)?;
+        }
         let line = format!("trust rotate {verb} --yes");
         let args: Vec<&str> = line.split(' ').collect();
         let mut asking = clusters.mesh.control.spawn("tombolo", &args)?;
@@ -113,6 +116,9 @@ fn killed_around(clusters: &mut Clusters, verb: &str, wanted: &str) -> Result<()
         if step(clusters)? == wanted {
             return Ok(());
         }
+    }
+    if !verb.contains("--force") {
+        unblocked(clusters)?;
     }
     // Killed too early each time: undisturbed now, and killed after.
     wait_for(verb, PATIENCE, || {
@@ -186,6 +192,16 @@ fn the_root_is_rotated_under_load() -> Result<()> {
     for sleeper in [&late, &left] {
         sleeper.host.run("tombolo", &["down"])?.checked()?;
     }
+    wait_for("the sleepers to be away", PATIENCE, || {
+        let list: Value = serde_json::from_str(&clusters.tombolo(WEST, "vm list -o json")?)?;
+        let away = list["vms"].as_array().context("vms")?.iter();
+        let away = away.filter(|vm| vm["connected"] == false).count();
+        ensure!(away == 2, "{away}: {list}");
+        Ok(())
+    })?;
+    // A discovery that has just started waits 20 s for whom it knows: here the sleepers do not come.
+    let grace = "echo 'start_grace: 1s' >> /etc/tombolo/discovery.yaml";
+    clusters.mesh.control.sh(grace)?.checked()?;
 
     let load = Load::both_ways(&clusters)?;
     killed_around(&mut clusters, "start", "started")?;

@@ -9,7 +9,8 @@
 //! `idle` (N connections that say nothing, until stdin closes), `drip` (a byte each way every N ms on one connection, until stdin closes),
 //! `steady` (N connections, a byte each way on one after the other, again and again until stdin closes; prints how
 //! often, and the longest wait in ms), `load` (HTTP GET on a new connection N times a second until stdin closes; a line per request: start in Unix ms,
-//! duration in ms, `ok` or the error), `blast` (sends stdin as it is, then reads to the end).
+//! duration in ms, `ok` or the error), `keep` (the same on one connection that is kept alive; a new one only after an
+//! error), `blast` (sends stdin as it is, then reads to the end).
 #![allow(clippy::print_stdout, reason = "a command-line program")]
 
 use std::{
@@ -106,6 +107,9 @@ fn call(mode: &str, host: &str, port: u16, count: u64) -> Result<()> {
         .ok_or_else(|| Error::other("no address"))?;
     if mode == "load" {
         return load(host, address, count);
+    }
+    if mode == "keep" {
+        return keep(host, address, count);
     }
     if mode == "idle" {
         let idle: Vec<_> = (0..count).map(|_| TcpStream::connect(address)).collect();
@@ -270,6 +274,67 @@ fn load(host: &str, address: std::net::SocketAddr, per_second: u64) -> Result<()
         let _ = thread.join();
     }
     Ok(())
+}
+
+fn keep(host: &str, address: std::net::SocketAddr, per_second: u64) -> Result<()> {
+    let stop = stdin_closes();
+    let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
+    let begun = Instant::now();
+    let mut kept = None;
+    for n in 0u32.. {
+        if stop.load(std::sync::atomic::Ordering::Relaxed) {
+            break;
+        }
+        let due = Duration::from_secs(1) * n / u32::try_from(per_second.max(1)).unwrap_or(u32::MAX);
+        thread::sleep(due.saturating_sub(begun.elapsed()));
+        let at = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_millis();
+        let begun = Instant::now();
+        let how = match get_kept(&mut kept, address, &request) {
+            Ok(()) => "ok".to_owned(),
+            Err(error) => {
+                kept = None;
+                error.to_string().replace(' ', "_")
+            }
+        };
+        println!("{at} {} {how}", begun.elapsed().as_millis());
+    }
+    Ok(())
+}
+
+/// One request on the connection that is kept, or on a new one where there is none.
+fn get_kept(
+    kept: &mut Option<BufReader<TcpStream>>,
+    address: std::net::SocketAddr,
+    request: &str,
+) -> Result<()> {
+    let reader = match kept {
+        Some(reader) => reader,
+        None => {
+            let socket = TcpStream::connect_timeout(&address, Duration::from_secs(12))?;
+            socket.set_read_timeout(Some(Duration::from_secs(12)))?;
+            socket.set_nodelay(true)?;
+            kept.insert(BufReader::new(socket))
+        }
+    };
+    reader.get_mut().write_all(request.as_bytes())?;
+    let (mut status, mut length) = (String::new(), 0);
+    reader.read_line(&mut status)?;
+    expect(status.starts_with("HTTP/1.1 200"), "no answer")?;
+    loop {
+        let mut line = String::new();
+        expect(reader.read_line(&mut line)? > 0, "cut in its head")?;
+        if line.trim().is_empty() {
+            break;
+        }
+        let line = line.to_ascii_lowercase();
+        if let Some(text) = line.strip_prefix("content-length:") {
+            length = text.trim().parse().map_err(Error::other)?;
+        }
+    }
+    reader.read_exact(&mut vec![0; length])
 }
 
 fn get(address: std::net::SocketAddr, request: &str) -> Result<()> {
