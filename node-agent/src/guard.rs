@@ -27,6 +27,8 @@ use tombolo_types::Code;
 const AGAIN_EVERY: Duration = Duration::from_secs(15);
 /// How often it is tried where it is not in force.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
+/// The same while netd has not answered yet: after a boot both come up at once, and the guard is to be there first.
+const RETRY_AT_START_EVERY: Duration = Duration::from_millis(50);
 /// So long the agent says that it is starting while the guard of the snapshot is not in force yet.
 const FIRST_WITHIN: Duration = Duration::from_secs(2);
 
@@ -110,6 +112,8 @@ async fn run(enrolled: &Enrolled, report: &watch::Sender<Report>, netd: &Path, w
     let mut tried: Option<GuardRules> = None;
     let mut outcome = Ok(());
     let mut due = None;
+    // netd has said something of the guard.
+    let mut answered = false;
     loop {
         match decided(&world.load(), wanted, in_force.as_ref()) {
             // Nothing was received yet: whatever was set by an earlier agent stays.
@@ -119,7 +123,10 @@ async fn run(enrolled: &Enrolled, report: &watch::Sender<Report>, netd: &Path, w
             Some(Decided { rules, ports }) => {
                 if tried.as_ref() != Some(&rules) || due.is_some_and(|due| due <= Instant::now()) {
                     outcome = tell(netd, &rules).await;
+                    let silent = matches!(&outcome, Err(problem) if problem.code == Code::NetdUnreachable);
+                    answered |= !silent;
                     let wait = match &outcome {
+                        Err(_) if !answered => Some(RETRY_AT_START_EVERY),
                         Err(_) => Some(RETRY_EVERY),
                         Ok(()) if rules.ports.is_empty() => None,
                         Ok(()) => Some(AGAIN_EVERY),
@@ -130,7 +137,9 @@ async fn run(enrolled: &Enrolled, report: &watch::Sender<Report>, netd: &Path, w
                     }
                     tried = Some(rules);
                 }
-                say(report, shown(ports, &outcome, in_force.as_ref()));
+                let shown = shown(ports, &outcome, in_force.as_ref());
+                let known = answered;
+                say(report, Report { known, ..shown });
             }
         }
         let again = async {

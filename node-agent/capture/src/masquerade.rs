@@ -16,14 +16,15 @@ use std::{
     fs, io,
     net::SocketAddr,
     path::Path,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 /// Longest answer about one socket without extensions, in bytes; there is room for attributes that come unasked.
 const ANSWER_BYTES_MAX: usize = 2048;
+/// A new connection has it read again after so long: a container engine may switch it on at any time, and the kernel
+/// tells nobody who has not asked per link. About 20 us on a host of ten links.
+const FORWARDING_IS_READ_EVERY: Duration = Duration::from_secs(1);
 /// Where the kernel says which links forward.
 const SETTINGS: [&str; 2] = ["/proc/sys/net/ipv4/conf", "/proc/sys/net/ipv6/conf"];
 
@@ -121,7 +122,23 @@ impl Sockets {
 pub(crate) struct Masquerade {
     /// `None`: everybody behind this host may speak as it, or the kernel cannot be asked.
     sockets: Option<Sockets>,
-    host_forwards: AtomicBool,
+    forwarding: Mutex<Forwarding>,
+}
+
+/// Whether this host forwards, and when that was read.
+#[derive(Debug, Clone, Copy)]
+struct Forwarding {
+    on: bool,
+    read: Instant,
+}
+
+impl Forwarding {
+    fn read(now: Instant) -> Self {
+        Self {
+            on: host_forwards(),
+            read: now,
+        }
+    }
 }
 
 impl Masquerade {
@@ -137,25 +154,25 @@ impl Masquerade {
             );
             None
         });
-        let masquerade = Self {
+        Self {
             sockets,
-            host_forwards: AtomicBool::new(true),
-        };
-        masquerade.refresh();
-        masquerade
-    }
-
-    /// Reads again whether this host forwards at all.
-    pub(crate) fn refresh(&self) {
-        self.host_forwards.store(host_forwards(), Relaxed);
+            forwarding: Mutex::new(Forwarding::read(Instant::now())),
+        }
     }
 
     /// True if a connection from an address of this host is not this host's.
-    pub(crate) fn hides(&self, source: SocketAddr, destination: SocketAddr) -> bool {
-        let Some(sockets) = self.sockets.as_ref().filter(|_| self.host_forwards.load(Relaxed)) else {
+    pub(crate) fn hides(&self, source: SocketAddr, destination: SocketAddr, now: Instant) -> bool {
+        let Some(sockets) = &self.sockets else {
             return false;
         };
-        sockets.have(source, destination).is_ok_and(|have| !have)
+        let forwards = {
+            let mut forwarding = self.forwarding.lock().unwrap_or_else(PoisonError::into_inner);
+            if now.saturating_duration_since(forwarding.read) >= FORWARDING_IS_READ_EVERY {
+                *forwarding = Forwarding::read(now);
+            }
+            forwarding.on
+        };
+        forwards && sockets.have(source, destination).is_ok_and(|have| !have)
     }
 }
 

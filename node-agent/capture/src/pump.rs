@@ -175,7 +175,7 @@ impl Pump {
                 source,
                 destination,
             }) => {
-                if self.shared.masquerade.hides(source, destination) {
+                if self.shared.masquerade.hides(source, destination, now) {
                     self.shared.counters.masqueraded.fetch_add(1, Relaxed);
                     tracing::debug!(%destination, "refused: the connection is not this host's, and no bridge is opted in");
                     self.shared.refuse(id, Refusal::Reset);

@@ -139,7 +139,6 @@ impl Shared {
 
     /// Reads the addresses of this host again. True if the filter has changed.
     pub(crate) fn refresh_sources(&self) -> bool {
-        self.masquerade.refresh();
         let addresses = match addresses::host_addresses() {
             Ok(addresses) => addresses,
             Err(error) => {

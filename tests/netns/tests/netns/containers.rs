@@ -68,14 +68,16 @@ fn containers_of_an_opted_in_bridge_call_by_name() -> Result<()> {
             .checked()
     };
     masquerade("-A")?;
-    let begun = Instant::now();
-    let hidden = inside(&a, &format!("curl -sS -m 8 http://{vip}/"))?;
-    ensure!(
-        hidden.code == 7 && begun.elapsed() < Duration::from_secs(2),
-        "after {:?}: {}",
-        begun.elapsed(),
-        hidden.text()
-    );
+    // That the host forwards is seen within a second.
+    let deadline = Instant::now() + Duration::from_secs(3);
+    loop {
+        let begun = Instant::now();
+        let hidden = inside(&a, &format!("curl -sS -m 8 http://{vip}/"))?;
+        if hidden.code == 7 && begun.elapsed() < Duration::from_secs(2) {
+            break;
+        }
+        ensure!(Instant::now() < deadline, "{}\n{}", hidden.text(), a.agent_log());
+    }
     // The host itself goes on, by an IPv4 socket and by one that writes the address as IPv6.
     a.curl_until(&url, Duration::from_secs(2))?;
     let mapped = format!("curl -sS -m 8 'http://[::ffff:{vip}]/'");
