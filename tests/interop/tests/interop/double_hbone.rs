@@ -162,7 +162,7 @@ fn taken(site: &Site, caller: &Keys, recorded: &Value) -> Result<()> {
     })?;
     ensure!((answer.outer, answer.inner) == (200, 200), "{answer:?}");
     for (authority, outer) in [
-        ("10.0.0.5:8080", 503),
+        ("10.0.0.5:8080", 400),
         ("nobody.shop.svc.mesh.internal:80", 503),
         ("back.shop.svc.mesh.internal:81", 503),
         ("front.shop.svc.mesh.internal:80", 503), // of another network: no transit
