@@ -14,6 +14,7 @@ use tombolo_proto::{
     tombolo::v1::{Revocations, TrustBundle},
     type_url,
 };
+use tombolo_types::TrustDomain;
 
 /// Name of the one REVOCATIONS resource.
 const REVOCATIONS_NAME: &str = "devices";
@@ -111,17 +112,32 @@ impl Registry {
             device_ids: self.revoked.iter().map(|device| device.0).collect(),
         };
         let revoked = content::resource(type_url::REVOCATIONS, REVOCATIONS_NAME.to_owned(), &revoked);
-        let bundles = self
-            .merged_bundles()
-            .into_iter()
-            .map(|(trust_domain, roots_pem)| {
-                let bundle = TrustBundle {
-                    trust_domain: trust_domain.to_string(),
-                    roots_pem,
-                };
-                content::resource(type_url::TRUST_BUNDLE, trust_domain.to_string(), &bundle)
-            });
+        let bundles = self.trust_bundles().into_iter().map(|bundle| {
+            content::resource(type_url::TRUST_BUNDLE, bundle.trust_domain.clone(), &bundle)
+        });
         policies.chain([revoked]).chain(bundles).collect()
+    }
+
+    /// One bundle for each trust domain, and one of the same roots for each other name of the own one.
+    fn trust_bundles(&self) -> Vec<TrustBundle> {
+        let texts = |names: &[TrustDomain]| names.iter().map(ToString::to_string).collect();
+        let mut merged = self.merged_bundles();
+        let settings = &self.settings;
+        if let Some(own) = merged.get(&settings.trust_domain).cloned() {
+            for name in &settings.also {
+                merged.insert(name.clone(), own.clone());
+            }
+        }
+        let bundle = |(trust_domain, roots_pem): (TrustDomain, String)| {
+            let is_own = trust_domain == settings.trust_domain;
+            TrustBundle {
+                trust_domain: trust_domain.to_string(),
+                roots_pem,
+                also: if is_own { texts(&settings.also) } else { Vec::new() },
+                former: if is_own { texts(&settings.former) } else { Vec::new() },
+            }
+        };
+        merged.into_iter().map(bundle).collect()
     }
 
     fn policy_outputs(&self, object: &ObjectKey) -> Vec<Output> {

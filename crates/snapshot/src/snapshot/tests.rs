@@ -363,6 +363,7 @@ fn revocations_bundles_and_exposure() {
             &v1::TrustBundle {
                 trust_domain: td.into(),
                 roots_pem: pem.into(),
+                ..v1::TrustBundle::default()
             },
         )
     };

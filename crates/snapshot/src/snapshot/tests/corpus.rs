@@ -102,6 +102,7 @@ fn write_corpus() {
     let bundle = v1::TrustBundle {
         trust_domain: "mesh.example".into(),
         roots_pem: "-----BEGIN".into(),
+        ..v1::TrustBundle::default()
     };
     let ports = vec![v1::DeclaredPort {
         port: 8080,

@@ -157,6 +157,7 @@ fn envelopes_and_other_types() {
     let bundle = v1::TrustBundle {
         trust_domain: "a.example".into(),
         roots_pem: " ".into(),
+        ..v1::TrustBundle::default()
     };
     check(type_url::TRUST_BUNDLE, resource("a.example", &bundle), "no roots");
     check(
