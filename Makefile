@@ -7,7 +7,7 @@ SHELL := /bin/bash
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 BINS := -p tombolo -p tombolo-agent -p tombolo-netd -p tombolo-gateway -p tombolo-discovery -p tombolo-testkit -p tombolo-demo
 
-.PHONY: help setup build demo test test-slow fuzz bench bench-wan clean
+.PHONY: help setup build demo test test-slow fuzz bench bench-wan bench-sessions clean
 help:
 	@sed -n '2,4s/^# //p' Makefile
 
@@ -41,6 +41,11 @@ bench: setup
 bench-wan: setup
 	cargo build --locked --release -p tombolo-bench-wan
 	@$(ROOT) benches/wan.sh $(WAN)
+
+# A gateway with 1,000 and 5,000 hosts that hold a session: memory of each, CPU, return after a restart; SESSIONS="--sessions 500".
+bench-sessions: setup
+	cargo build --locked --release $(BINS) -p tombolo-bench-sessions
+	@$(ROOT) benches/sessions.sh $(SESSIONS)
 
 -include packaging/packages.mk
 

@@ -33,6 +33,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("tombolo", 6),
     ("tombolo-testkit", 7),
     ("tombolo-bench-wan", 8),
+    ("tombolo-bench-sessions", 8),
     ("tombolo-netns", 8),
     ("tombolo-interop", 8),
     ("tombolo-demo", 8),
