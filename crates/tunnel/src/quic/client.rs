@@ -1,6 +1,6 @@
 //! Connections to gateways over QUIC: one for each, shared by all calls.
 
-use super::{ALPN_QUIC, QuicIo, frame, obey, peer, reverse_transport, transport};
+use super::{ALPN_QUIC, QuicIo, caller_transport, frame, obey, peer, reverse_transport};
 use crate::{
     ALPN_REVERSE, OpenError, TlsError,
     control::{CLOSED, CUT, Control, DRAIN},
@@ -236,7 +236,7 @@ impl QuicClient {
         config.transport_config(if alpn == ALPN_REVERSE {
             reverse_transport()
         } else {
-            transport()
+            caller_transport()
         });
         let endpoint = self.endpoint(target.hbone)?;
         // No name is sent; the verifier looks at the identity.

@@ -1,6 +1,6 @@
 //! QUIC at a gateway: the calls of members, and the reverse sessions of hosts; and a host's end of such a session.
 
-use super::{ALPN_QUIC, Link, QuicClient, QuicIo, frame, obey, peer, transport};
+use super::{ALPN_QUIC, Link, QuicClient, QuicIo, STREAMS_MAX, frame, obey, peer, server_transport};
 use crate::{
     ALPN_REVERSE, OpenError,
     control::{Control, HELD},
@@ -57,7 +57,7 @@ impl Server {
         tls.alpn_protocols = vec![ALPN_QUIC.to_vec(), ALPN_REVERSE.to_vec()];
         let crypto = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
         let mut config = ServerConfig::with_crypto(Arc::new(crypto));
-        config.transport_config(transport());
+        config.transport_config(server_transport());
         config.max_incoming(HANDSHAKES_MAX);
         config.incoming_buffer_size_total(WAITING_BYTES_MAX);
         let socket = socket(address)?;
@@ -258,6 +258,7 @@ async fn accept<S: Service>(
                 let driver = drive(connection, control, std::future::pending());
                 run(driver, accepted, bundle_generation, &*service, &server.shared).await;
             } else {
+                connection.set_max_concurrent_bi_streams(STREAMS_MAX.into());
                 let served = serve(
                     connection.clone(),
                     Arc::clone(&accepted),
