@@ -7,6 +7,7 @@ use crate::{
     names::{Names, NotOurs},
     outbound,
     refusal::CallError,
+    report::count_refusal,
     reverse::Reverse,
     through::{GatewayNames, GatewayTry},
 };
@@ -28,13 +29,13 @@ use tokio::{
     time::{Instant, interval, sleep},
 };
 use tombolo_capture::{Capture, CaptureError, CaptureStats, Captured, Frozen, OpenFlows, Refusal};
-use tombolo_destination::{Candidate, Destination, Index as _, resolve};
+use tombolo_destination::{Candidate, Destination, Gateway, GatewayHost, Index as _, resolve};
 use tombolo_identity::{LiveIdentity, Peer};
 use tombolo_runtime::{Reader, TaskGroup};
 use tombolo_snapshot::{Own, Snapshot};
 use tombolo_telemetry::{AccessLog, Direction, HandshakeLabels, Metrics, SideLabels};
 use tombolo_tunnel::{Observe, Pool, Server, Service as _, Side, serve};
-use tombolo_types::{AddressPlan, SpiffeId};
+use tombolo_types::{AddressPlan, SpiffeId, networks};
 
 /// Connections that wait in the kernel until they are accepted.
 const BACKLOG: i32 = 4096;
@@ -490,11 +491,13 @@ impl Watch {
         let mut bytes = interval(BYTES_EVERY);
         let mut generations = self.generations();
         let mut policies = Vec::new();
+        self.name_gateways(&self.context.world.load());
         loop {
             tokio::select! {
                 changed = world.changed() => {
                     let Some(world) = changed else { return };
                     self.decide_again(&world, &mut policies);
+                    self.name_gateways(&world);
                 }
                 _ = look.tick() => {
                     let now = self.generations();
@@ -526,6 +529,24 @@ impl Watch {
             flows.decide_again(&policies, &self.context.metrics);
             *before = policies.into_iter().cloned().collect();
         }
+    }
+
+    /// A gateway of the own network dials for all callers of other networks: it is not one source among many.
+    fn name_gateways(&self, world: &Snapshot) {
+        let gateways = world.gateways(networks::home_of(&world.own().network));
+        let own = |gateway: &Gateway| {
+            let listed = match &gateway.address {
+                GatewayHost::Address(address) => Some(*address),
+                GatewayHost::Hostname(_) => None,
+            };
+            let record = world.workload(&gateway.uid);
+            let addresses = record.map(|record| record.addresses.to_vec()).unwrap_or_default();
+            addresses.into_iter().chain(listed)
+        };
+        let named: Vec<IpAddr> = gateways.iter().flat_map(own).collect();
+        self.servers
+            .iter()
+            .for_each(|server| server.name_sources(named.iter().copied()));
     }
 
     /// Connections of peers that have expired take no new streams.
@@ -563,5 +584,9 @@ impl Observe for Observer {
             .tunnel_connections
             .get_or_create(&SideLabels { side: side.as_str() })
             .inc_by(change);
+    }
+
+    fn limited(&self, limit: &'static str) {
+        count_refusal(&self.0, Direction::Inbound, limit);
     }
 }

@@ -197,6 +197,8 @@ pub(crate) async fn open(
     };
     let outstanding = |gateway: &Gateway| endpoints.outstanding(&Spot::gateway(gateway));
     let mut order = order_gateways(via, &outstanding, &rests, rand::random());
+    // One that has refused this service costs little to ask again; one that is silent costs all the patience that there is.
+    order.sort_by_key(|&index| endpoints.is_ejected(&Spot::gateway(&via.gateways[index]), started));
     let inner = ConnectRequest {
         network: network_header(&context.world.load().source().network),
         ..outer.clone()

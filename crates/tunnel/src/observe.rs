@@ -28,6 +28,11 @@ pub trait Observe: Send + Sync {
     fn connections(&self, side: Side, change: i64) {
         let _ = (side, change);
     }
+
+    /// A limit of a connection has refused something: `streams`, of a peer that opens streams faster than they end.
+    fn limited(&self, limit: &'static str) {
+        let _ = limit;
+    }
 }
 
 /// Observes nothing.

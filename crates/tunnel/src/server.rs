@@ -1,26 +1,23 @@
 use crate::{
     conn_io::ConnIo,
     control::{CUT, Control, DRAIN},
-    driver::{CONNECTION_WINDOW, Driver, End, FRAME_MAX, Http2, SEND_QUEUE, STREAM_WINDOW},
+    driver::{CONNECTION_WINDOW, Driver, End, FRAME_MAX, SEND_QUEUE, STREAM_WINDOW},
     half_open::HalfOpen,
     io::{SharedIo, TlsIo},
     observe::{Observe, Side},
     pool::log_end,
     tls::{self, HandshakeError},
 };
-use bytes::Bytes;
-use h2::{PingPong, Reason, server::Connection};
 use socket2::{SockRef, TcpKeepalive};
 use std::{
     collections::HashMap,
     fmt,
     future::Future,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::{
@@ -37,10 +34,12 @@ mod idle;
 mod incoming;
 mod nested;
 mod reverse;
+mod side;
 
 pub(crate) use incoming::Accepted;
 pub use incoming::{Call, Incoming};
 pub use reverse::{HeldSession, SessionEnd, SessionPath};
+use side::ServerSide;
 
 /// Longest time that a refused peer is listened to.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -52,8 +51,9 @@ const FAREWELL_MAX: usize = 64 * 1024;
 pub struct Limits {
     /// Most connections; more wait in the kernel's queue.
     pub connections_max: usize,
-    /// Most connections of one source that have not shown a certificate yet; more are closed. All sources together get
-    /// half of `connections_max`.
+    /// Most connections of one source that have not shown a certificate yet; more are closed. A source from which a
+    /// certificate has come within ten minutes may have an eighth of `connections_max` if that is more, one that is
+    /// [named](Server::name_sources) all. All sources together get half of `connections_max`, strangers a quarter.
     pub half_open_per_source_max: usize,
     /// Longest time from TCP connection to the HTTP/2 preface.
     pub handshake_timeout: Duration,
@@ -190,6 +190,12 @@ impl Server {
         }
     }
 
+    /// Sources that may hold as many connections without a certificate as there are places, all of them: gateways, which
+    /// dial for everybody in other networks.
+    pub fn name_sources(&self, addresses: impl IntoIterator<Item = IpAddr>) {
+        self.shared.half_open.name(addresses);
+    }
+
     /// Accepts no more connections and streams; those that run go on. Peers are told by GOAWAY.
     pub fn drain(&self) {
         self.shared.stop_accepting.cancel();
@@ -311,9 +317,11 @@ impl Shared {
         let (shared, service, group) = (Arc::clone(self), Arc::clone(service), tasks.clone());
         tasks.spawn_until_stopped("hbone server connection", async move {
             let shaken = Box::pin(handshake(tcp, remote, &shared, Arc::clone(&service), group)).await;
-            drop(unproven);
             let ready = match shaken {
-                Ok(ready) => ready,
+                Ok(ready) => {
+                    unproven.proven();
+                    ready
+                }
                 Err(error) => {
                     let (label, error) = error.label();
                     shared.observer.handshake(Side::Server, label);
@@ -409,7 +417,7 @@ async fn handshake<S: Service>(
             is_tcp: true,
             control: Arc::clone(&control),
         });
-        let side = ServerSide::new(connection, &accepted, service, tasks, &shared.limits);
+        let side = ServerSide::new(connection, &accepted, service, tasks, shared);
         Ok((Driver::new(side, io, control), accepted, bundle_generation))
     });
     within.await.unwrap_or(Err(Refused::Timeout))
@@ -497,90 +505,4 @@ fn http2(limits: &Limits) -> h2::server::Builder {
         .max_concurrent_streams(limits.streams_max)
         .max_send_buffer_size(SEND_QUEUE);
     builder
-}
-
-/// The server's side of HTTP/2.
-struct ServerSide<S> {
-    connection: Connection<ConnIo, Bytes>,
-    accepted: Arc<Accepted>,
-    service: Arc<S>,
-    tasks: TaskGroup,
-    serving: Arc<AtomicUsize>,
-    serving_max: usize,
-}
-
-impl<S> ServerSide<S> {
-    fn new(
-        connection: Connection<ConnIo, Bytes>,
-        accepted: &Arc<Accepted>,
-        service: Arc<S>,
-        tasks: TaskGroup,
-        limits: &Limits,
-    ) -> Self {
-        Self {
-            connection,
-            accepted: Arc::clone(accepted),
-            service,
-            tasks,
-            serving: Arc::default(),
-            // A stream that ends is forgotten by HTTP/2 a little earlier than by its task.
-            serving_max: 2 * usize::try_from(limits.streams_max).unwrap_or(usize::MAX / 2),
-        }
-    }
-}
-
-/// One stream that is being served.
-struct Serving(Arc<AtomicUsize>);
-
-impl Serving {
-    fn start(count: &Arc<AtomicUsize>) -> Self {
-        count.fetch_add(1, Ordering::AcqRel);
-        Self(Arc::clone(count))
-    }
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-impl<S: Service> Http2 for ServerSide<S> {
-    fn poll_drive(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
-        loop {
-            match self.connection.poll_accept(cx) {
-                // HTTP/2 forgets a stream that was reset, but what it has started goes on for a while.
-                Poll::Ready(Some(Ok((_, mut respond))))
-                    if self.serving.load(Ordering::Acquire) >= self.serving_max =>
-                {
-                    respond.send_reset(Reason::REFUSED_STREAM);
-                }
-                Poll::Ready(Some(Ok((request, respond)))) => {
-                    let incoming = Incoming::over_http2(request, respond, Arc::clone(&self.accepted));
-                    let serving = Serving::start(&self.serving);
-                    let served = Arc::clone(&self.service).connect(incoming);
-                    self.tasks.spawn("hbone stream", async move {
-                        served.await;
-                        drop(serving);
-                    });
-                }
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
-                Poll::Ready(None) => return Poll::Ready(Ok(())),
-                Poll::Pending => return Poll::Pending,
-            }
-        }
-    }
-
-    fn ping_pong(&mut self) -> Option<PingPong> {
-        self.connection.ping_pong()
-    }
-
-    fn grow(&mut self, window: u32) {
-        // Fails only while an earlier change is unacknowledged: then the windows stay as they are.
-        let _ = self.connection.set_initial_window_size(window);
-    }
-
-    fn drain(&mut self) {
-        self.connection.graceful_shutdown();
-    }
 }

@@ -212,7 +212,7 @@ async fn accept<S: Service>(
                 Ok::<_, io::Error>((connection, peer))
             };
             let shaken = shaken.await;
-            drop((shaking, unproven));
+            drop(shaking);
             let (connection, peer) = match shaken {
                 Ok(shaken) => shaken,
                 Err(error) => {
@@ -226,6 +226,7 @@ async fn accept<S: Service>(
                 connection.close(super::CUT_OFF, b"");
                 return;
             }
+            unproven.proven();
             let reversed = protocol(&connection).as_deref() == Some(ALPN_REVERSE);
             // Whoever takes reverse sessions bounds them itself.
             let place = if reversed {

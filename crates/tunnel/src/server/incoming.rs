@@ -123,6 +123,14 @@ impl Incoming {
         self.connection.is_tcp
     }
 
+    /// `tcp` or `quic`: what it came over.
+    pub fn transport(&self) -> &'static str {
+        match self.asked {
+            Asked::Http2 { .. } => "tcp",
+            Asked::Quic { .. } => "quic",
+        }
+    }
+
     /// Our end of the connection.
     pub fn local(&self) -> SocketAddr {
         self.connection.local

@@ -69,7 +69,7 @@ impl Server {
             is_tcp: false,
             control: Arc::clone(&control),
         });
-        let side = ServerSide::new(connection, &accepted, service, tasks, &shared.limits);
+        let side = ServerSide::new(connection, &accepted, service, tasks, shared);
         Ok((side, accepted, control))
     }
 }

@@ -103,7 +103,7 @@ impl Server {
             &accepted,
             Arc::clone(&routed),
             tasks.clone(),
-            &self.shared.limits,
+            &self.shared,
         );
         let end = SessionEnd(Arc::clone(&control));
         let driver = Driver::with_patience(side, io, control, REVERSE_HOST);
