@@ -437,7 +437,8 @@ impl One {
     }
 
     async fn dial(&mut self, gateway: &Gateway) -> Result<ReverseEnd, OpenError> {
-        if gateway.quic_port.is_some() && self.quic.is_due(Instant::now()) {
+        // Where UDP was dropped last time it is tried again beside a session over TCP: until then nobody can call this host.
+        if gateway.quic_port.is_some() && self.quic.silent_until.is_none() {
             match self.dial_quic(gateway).await {
                 Ok(session) => return Ok(session),
                 Err(error) => tracing::debug!(gateway = name(gateway), %error, "not over QUIC"),
@@ -509,7 +510,8 @@ impl One {
                 Some(What::Ended) => {
                     tracing::info!(gateway = name(&is), %local, "this host's address is gone; the session is made anew");
                     session.cut();
-                    return What::Ended;
+                    // The gateway is not to blame: at once.
+                    return What::Renew;
                 }
                 Some(What::Renew) => return What::Renew,
                 None => dialled.healthy = is.healthy,
