@@ -68,7 +68,7 @@ pub enum StoreError {
     /// The file is damaged. It was left where it is.
     #[error(
         "{path} is damaged ({cause}); the file was left as it is. \
-         Next: keep a copy of it, then restore the last backup: tombolo backup restore"
+         Next: keep a copy of it, then put the last backup back: docs/OPERATIONS.md, backup"
     )]
     Corrupt {
         /// The file.

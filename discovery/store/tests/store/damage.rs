@@ -41,7 +41,7 @@ fn what_is_not_a_store_is_refused_and_kept() {
         assert!(matches!(error, StoreError::Corrupt { .. }), "{name}: {error:?}");
         let text = error.to_string();
         assert!(
-            text.contains(path.to_str().unwrap()) && text.contains("tombolo backup restore"),
+            text.contains(path.to_str().unwrap()) && text.contains("the last backup"),
             "{text}"
         );
         assert!(path.exists(), "{name} is still there");
