@@ -35,6 +35,15 @@ impl Mesh {
         self.gateway_with(name, network, lan, last, &config, &[])
     }
 
+    /// As [`Self::gateway`], over TCP alone.
+    ///
+    /// # Errors
+    /// As [`Self::gateway`].
+    pub fn gateway_tcp(&mut self, name: &str, network: &str, lan: &mut Lan, last: u8) -> Result<Gateway> {
+        let config = "log_calls: true\nquic: false\n";
+        self.gateway_with(name, network, lan, last, config, &["--quic-port", "0"])
+    }
+
     /// As [`Self::gateway`], but port 443, where the others look for it, is left to a stand-in: itself it listens at
     /// port 15008, over TCP alone, and for sidecars that ask for `sidecar.shop.svc.mesh.internal` at 15443.
     ///
@@ -98,6 +107,24 @@ impl Gateway {
         if let Some(mut process) = self.process.take() {
             process.kill();
         }
+    }
+
+    /// Nothing of it comes out any more, and nothing comes in: no end of a connection is said to anybody.
+    ///
+    /// # Errors
+    /// When the rules cannot be made.
+    pub fn fall_silent(&self) -> Result<()> {
+        let rules = "iptables -I INPUT ! -i lo -j DROP && iptables -I OUTPUT ! -o lo -j DROP";
+        self.host.sh(rules)?.checked().map(drop)
+    }
+
+    /// The end of [`Self::fall_silent`].
+    ///
+    /// # Errors
+    /// When the rules are not there.
+    pub fn speak(&self) -> Result<()> {
+        let rules = "iptables -D INPUT ! -i lo -j DROP && iptables -D OUTPUT ! -o lo -j DROP";
+        self.host.sh(rules)?.checked().map(drop)
     }
 
     /// The running program.

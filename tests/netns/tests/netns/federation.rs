@@ -1,6 +1,6 @@
 //! Clusters that are joined: each with its own trust domain and the same addresses inside, behind a gateway.
 
-use crate::{PATIENCE, needs_root};
+use crate::{PATIENCE, needs_root, trust::is_believed};
 use anyhow::{Context as _, Result, ensure};
 use std::time::{Duration, Instant};
 use tombolo_testkit::{Gateway, Host, Lan, Mesh, MeshOptions, Nginx, Process, Vm, wait_for};
@@ -108,6 +108,16 @@ impl Clusters {
         self.on(at, |mesh, _| mesh.tombolo(line))
     }
 
+    /// True if the gateway there takes the certificate of the host in the west.
+    fn foreigner_is_believed(&self, at: usize) -> Result<bool> {
+        let gateway = self.gateways[at].host.address().to_string();
+        is_believed(
+            &self.vms[WEST],
+            "/var/lib/tombolo/agent/identity.pem",
+            (&gateway, 443),
+        )
+    }
+
     /// The one command on each side.
     pub(crate) fn join(&mut self) -> Result<Duration> {
         let invite = "cluster invite east --trust-domain east.example --namespaces shop";
@@ -189,10 +199,18 @@ fn two_clusters_join_call_and_part() -> Result<()> {
         serve(&clusters.vms[WEST], "front")?,
         serve(&clusters.vms[EAST], "back")?,
     );
+    // Until then the gateway takes nobody of the other trust domain.
+    let own = clusters.foreigner_is_believed(WEST)?;
+    ensure!(own, "a member is not believed by its own gateway");
+    ensure!(!clusters.foreigner_is_believed(EAST)?, "a stranger is believed");
     let took = clusters.join()?;
     println!("joined in {took:?}");
     clusters.answers(WEST, "back")?;
     clusters.answers(EAST, "front")?;
+    ensure!(
+        clusters.foreigner_is_believed(EAST)?,
+        "a member of the set is not believed"
+    );
     // Who called is what the callee sees: the principal of the other trust domain, not the gateway.
     for (at, caller) in [
         (EAST, "west.example/ns/shop/sa/front"),
@@ -263,6 +281,10 @@ fn two_clusters_join_call_and_part() -> Result<()> {
             Ok(())
         })?;
     }
+    wait_for("the gateway to believe it no more", PATIENCE, || {
+        ensure!(!clusters.foreigner_is_believed(EAST)?);
+        Ok(())
+    })?;
     let trust = clusters.tombolo(WEST, "trust show")?;
     ensure!(!trust.contains("east.example"), "{trust}");
     Ok(())

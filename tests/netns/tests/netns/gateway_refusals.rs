@@ -7,10 +7,17 @@ use crate::{
 };
 use anyhow::{Context as _, Result, ensure};
 use std::process::{Child, Stdio};
-use tombolo_testkit::{Gateway, Vm, wait_for};
+use tombolo_testkit::{EchoServer, Gateway, Vm, wait_for};
 
 /// Where an agent keeps its certificate.
 const STATE: &str = "/var/lib/tombolo/agent";
+
+/// Endpoints that nobody has: they are dialled until the time is over.
+const HOLE: &str = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: hole, namespace: shop}\nspec:\n  \
+     hosts: [hole.shop.svc.mesh.internal]\n  location: MESH_INTERNAL\n  resolution: STATIC\n  \
+     ports: [{number: 80, name: tcp, protocol: TCP, targetPort: 8080}]\n  workloadSelector: {labels: {app: hole}}\n---\n\
+     apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: hole, namespace: shop}\nspec:\n  \
+     {address: 10.0.0.99, network: net2, serviceAccount: hole, labels: {app: hole, networking.istio.io/tunnel: http}}\n";
 
 /// The statuses of CONNECTs, asked by a host with its own certificate.
 fn ask(from: &Vm, gateway: &Gateway, what: &[&str]) -> Result<Vec<String>> {
@@ -103,6 +110,31 @@ fn what_a_member_may_not_ask() -> Result<()> {
     }
     ensure!(knocks(&back)? == knocked + 4, "each of these was dialled");
 
+    // A connection carries 200 calls, whoever asks for more before it has heard so.
+    let at = gateway.host.at(443);
+    let burst = |count: &str, authority: &str, how: &[&str]| {
+        let arguments = [&["burst", STATE, &at, count, authority], how].concat();
+        Ok::<_, anyhow::Error>(front.host.run("tombolo-member", &arguments)?.checked()?.stdout)
+    };
+    let said = burst("210", &wanted, &[])?;
+    ensure!(said == "200: 200\nREFUSED_STREAM: 10\n", "{said}");
+    // And what calls that were given up have left to do is bounded, too: what they dial is dialled to its end.
+    site.mesh.apply(HOLE)?;
+    let hole = format!("{}:80", host("hole"));
+    wait_for("the hole to be known", PATIENCE, || {
+        let said = burst("1", &hole, &["reset"])?;
+        ensure!(said == "no answer: 1\n", "{said}");
+        Ok(())
+    })?;
+    let said = burst("500", &hole, &["reset"])?;
+    ensure!(said == "REFUSED_STREAM: 100\nno answer: 400\n", "{said}");
+    ensure!(limited(&gateway, "streams")? == 100, "{}", gateway.metrics()?);
+    ensure!(
+        gateway.log().contains("opens them faster than they end"),
+        "{}",
+        tail(&gateway.log())
+    );
+
     // A policy is asked before anything is dialled.
     site.mesh.apply(
         "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: no-front, namespace: shop}\nspec:\n  action: DENY\n  \
@@ -124,7 +156,6 @@ fn what_a_member_may_not_ask() -> Result<()> {
     site.mesh.tombolo("delete authorizationpolicy no-front -n shop")?;
 
     // A host that can be dialled holds no session, by whichever way it asks.
-    let at = gateway.host.at(443);
     for transport in ["tcp", "quic"] {
         let arguments = ["10", "tombolo-member", "session", STATE, &at, transport];
         let said = front.host.run("timeout", &arguments)?;
@@ -141,7 +172,21 @@ fn what_a_member_may_not_ask() -> Result<()> {
         gateway.log()
     );
 
-    // Revoked: not even a connection.
+    // Revoked: not even a connection, and what a call has carried until it was cut is counted.
+    let _echo = EchoServer::start(&back.host, "echo", 8081)?;
+    let mut drip = front
+        .host
+        .command("tombolo-peer")
+        .args(["call", "drip", &good, "81", "10"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    wait_for("the call", PATIENCE, || {
+        ensure!(gateway.metric("tombolo_gateway_open_calls")? == 1);
+        Ok(())
+    })?;
+    let to = format!("tombolo_gateway_bytes_total{{service=\"{good}\",direction=\"to\"}}");
+    let carried = gateway.metric(&to)?;
     let vms = site.mesh.tombolo("vm list -n shop -o json")?;
     let device = vms
         .split('"')
@@ -156,6 +201,26 @@ fn what_a_member_may_not_ask() -> Result<()> {
         ensure!(!told.ends_with("200") && !told.ends_with("no answer"), "{said:?}");
         Ok(())
     })?;
+    wait_for("the call to be cut and counted", PATIENCE, || {
+        let (open, now) = (
+            gateway.metric("tombolo_gateway_open_calls")?,
+            gateway.metric(&to)?,
+        );
+        ensure!(
+            open == 0 && now > carried,
+            "{open} open, {carried} and {now} bytes\n{}",
+            tail(&gateway.log())
+        );
+        Ok(())
+    })?;
+    drop(drip.stdin.take());
+    drip.wait()?;
+    let log = gateway.log();
+    let call = log
+        .lines()
+        .rev()
+        .find(|line| line.contains(&good) && line.contains("bytes_to="));
+    ensure!(call.is_some_and(|line| !line.contains("bytes_to=0")), "{call:?}");
     Ok(())
 }
 
@@ -193,20 +258,15 @@ fn said_until(child: &mut Child, line: &str) -> Result<String> {
 fn every_limit_is_kept_and_counted() -> Result<()> {
     needs_root!();
     let mut site = Site::start("limits")?;
-    let settings = "calls_max: 8\ncalls_per_peer_max: 5\ndials_max: 2\nconnection_idle_seconds: 2\n";
+    let settings =
+        "calls_max: 8\ncalls_per_peer_max: 5\ndials_max: 2\nconnection_idle_seconds: 2\nsessions_max: 1\n";
     let gateway = site
         .mesh
         .gateway_set("gw2", "net2", &mut site.west, 202, settings)?;
     site.group("front", "", "")?;
     site.group("back", "net2", "")?;
-    // Endpoints that nobody has: they are dialled until the time is over.
-    site.mesh.apply(
-        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: hole, namespace: shop}\nspec:\n  \
-         hosts: [hole.shop.svc.mesh.internal]\n  location: MESH_INTERNAL\n  resolution: STATIC\n  \
-         ports: [{number: 80, name: tcp, protocol: TCP, targetPort: 8080}]\n  workloadSelector: {labels: {app: hole}}\n---\n\
-         apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: hole, namespace: shop}\nspec:\n  \
-         {address: 10.0.0.99, network: net2, serviceAccount: hole, labels: {app: hole, networking.istio.io/tunnel: http}}\n",
-    )?;
+    site.mesh.apply(HOLE)?;
+    site.group("away", "net2", ", tombolo.io/reach: outbound")?;
     let front = site.vm(true, "front", 5)?;
     let other = site.mesh.bare_in(&mut site.east, "front2", 6)?;
     other.up(&site.mesh.token("front")?)?;
@@ -248,6 +308,34 @@ fn every_limit_is_kept_and_counted() -> Result<()> {
         .run("timeout", &["8", "tombolo-member", "idle", STATE, &at])?;
     ensure!(idle.ok() && idle.stdout.ends_with("ended\n"), "{}", idle.text());
     ensure!(limited(&gateway, "connection_idle")? > 0);
+
+    // One host may hold a session; the next one is told at its own status, and the gateway says which limit it is.
+    let mut away = Vec::new();
+    for (name, last) in [("away", 6), ("away2", 7)] {
+        let vm = site.mesh.bare_in(&mut site.west, name, last)?;
+        vm.up(&site.mesh.token("away")?)?;
+        wait_for(name, PATIENCE, || {
+            let (held, over) = (
+                gateway.metric("tombolo_gateway_reverse_sessions")?,
+                limited(&gateway, "sessions")?,
+            );
+            ensure!(held == 1 && (name == "away" || over > 0), "{held}, {over}");
+            Ok(())
+        })?;
+        away.push(vm);
+    }
+    let log = gateway.log();
+    ensure!(
+        log.contains("reverse session refused: sessions_max is reached"),
+        "{log}"
+    );
+    for (vm, said) in away.iter().zip(["1 of 1 gateway ", "TMB0315"]) {
+        wait_for(said, PATIENCE, || {
+            let status = vm.host.run("tombolo", &["status"])?.stdout;
+            ensure!(status.contains(said), "{status}");
+            Ok(())
+        })?;
+    }
     Ok(())
 }
 

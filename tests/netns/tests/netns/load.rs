@@ -80,6 +80,13 @@ impl Outcome {
             .collect()
     }
 
+    /// How long after `moment` (Unix milliseconds) the last failed one ended.
+    pub(crate) fn last_failure(&self, moment: u128) -> Duration {
+        let end = |request: &&Request| request.start + request.took.as_millis();
+        let last = self.failed().iter().map(end).max().unwrap_or_default();
+        Duration::from_millis(u64::try_from(last.saturating_sub(moment)).unwrap_or(u64::MAX))
+    }
+
     pub(crate) fn slowest(&self) -> Duration {
         self.requests
             .iter()

@@ -8,7 +8,9 @@ use crate::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 use std::{
+    io::Read as _,
     process::{Child, Stdio},
+    thread::JoinHandle,
     time::Duration,
 };
 use tombolo_testkit::{Vm, wait_for};
@@ -17,14 +19,16 @@ use tombolo_testkit::{Vm, wait_for};
 const RATE: &str = "50";
 
 /// Requests from one host to a service, on new connections or on one that is kept.
-struct Load {
+pub(crate) struct Load {
     what: String,
     child: Option<Child>,
+    /// What it says, read while it runs: a pipe holds less than a minute of it.
+    said: Option<JoinHandle<String>>,
 }
 
 impl Load {
-    fn start(from: &Vm, mode: &str, to: &str) -> Result<Self> {
-        let child = from
+    pub(crate) fn start(from: &Vm, mode: &str, to: &str) -> Result<Self> {
+        let mut child = from
             .host
             .command("tombolo-peer")
             .args(["call", mode, &service(to), "80", RATE])
@@ -32,9 +36,16 @@ impl Load {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()?;
+        let mut out = child.stdout.take().context("stdout")?;
+        let said = std::thread::spawn(move || {
+            let mut text = String::new();
+            let _ = out.read_to_string(&mut text); // what is cut is no line that ends with ok
+            text
+        });
         Ok(Self {
             what: format!("{mode} {} -> {to}", from.host.name()),
             child: Some(child),
+            said: Some(said),
         })
     }
 
@@ -51,11 +62,12 @@ impl Load {
     }
 
     /// Stops it: how many requests there were. None may have failed.
-    fn end(mut self) -> Result<usize> {
+    pub(crate) fn end(mut self) -> Result<usize> {
         let mut child = self.child.take().context("ended")?;
         drop(child.stdin.take());
         let output = child.wait_with_output()?;
-        let text = String::from_utf8(output.stdout)? + &String::from_utf8(output.stderr)?;
+        let said = self.said.take().and_then(|said| said.join().ok());
+        let text = said.context("its output is lost")? + &String::from_utf8(output.stderr)?;
         ensure!(output.status.success(), "{}: {text}", self.what);
         let bad: Vec<_> = text.lines().filter(|line| !line.ends_with(" ok")).collect();
         let all = text.lines().count();
@@ -143,10 +155,15 @@ fn unblocked(clusters: &mut Clusters) -> Result<()> {
 
 /// True if the agent at `address` takes a client with the certificate in `/run/old.pem`.
 fn old_is_believed(from: &Vm, address: &str) -> Result<bool> {
+    is_believed(from, "/run/old.pem", (address, 15008))
+}
+
+/// True if the HBONE server there takes a client with a certificate and key of a file. Who the server is, is not asked.
+pub(crate) fn is_believed(from: &Vm, file: &str, (address, port): (&str, u16)) -> Result<bool> {
     let program = format!(
         "import socket, ssl\nc = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT); c.check_hostname = False; c.verify_mode = ssl.CERT_NONE\n\
-         c.load_cert_chain('/run/old.pem'); c.set_alpn_protocols(['h2'])\n\
-         t = c.wrap_socket(socket.create_connection(('{address}', 15008), 5))\nt.settimeout(5)\n\
+         c.load_cert_chain('{file}'); c.set_alpn_protocols(['h2'])\n\
+         t = c.wrap_socket(socket.create_connection(('{address}', {port}), 5))\nt.settimeout(5)\n\
          try:\n    t.sendall(b'PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n' + bytes([0,0,0,4,0,0,0,0,0])); print('answer', len(t.recv(9)))\n\
          except ssl.SSLError as e:\n    print('alert', e)\n"
     );

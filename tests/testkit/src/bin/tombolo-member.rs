@@ -5,6 +5,8 @@
 //! `AUTHORITY STATUS`, or how it ended. `method=GET` asks so; `filler=N` adds a header of N bytes. `hold STATE GATEWAY N AUTHORITY`:
 //! N calls, over as many connections as that needs; prints how many were answered with which status, and keeps those until
 //! stdin closes. `session STATE GATEWAY tcp|quic`: holds a reverse session; prints `held`, and `ended` when it is over.
+//! `burst STATE GATEWAY N AUTHORITY [reset]`: N calls on one connection, asked for before the gateway could say how many it takes; prints
+//! how many were answered with what. With `reset` each is given up 100 ms after it was asked for, 100 at a time.
 //! `idle STATE GATEWAY`: a connection without calls; prints `ended` when it is closed.
 //!
 //! STATE is the state directory of an enrolled agent.
@@ -12,11 +14,15 @@
 
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
-use h2::client::SendRequest;
+use h2::client::{Connection, SendRequest};
 use http::{Method, Request};
 use std::{collections::BTreeMap, fs, io::Read as _, net::SocketAddr, path::Path, sync::Arc, time::Duration};
-use tokio::{net::TcpStream, task::JoinHandle, time::timeout};
-use tokio_rustls::TlsConnector;
+use tokio::{
+    net::TcpStream,
+    task::JoinHandle,
+    time::{Instant, timeout, timeout_at},
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
 use tombolo_identity::{
     LiveIdentity, Peer, TrustBundle, WorkloadIdentity, hbone_client_config, hbone_server_name,
 };
@@ -36,6 +42,17 @@ async fn main() -> Result<()> {
         ["hold", state, gateway, count, authority] => {
             hold(&member(state)?, gateway.parse()?, count.parse()?, authority).await
         }
+        ["burst", state, gateway, count, authority, rest @ ..] => {
+            let live = member(state)?;
+            burst(
+                &live,
+                gateway.parse()?,
+                count.parse()?,
+                authority,
+                rest == ["reset"],
+            )
+            .await
+        }
         ["idle", state, gateway] => {
             let (_send, ended) = connect(&member(state)?, gateway.parse()?).await?;
             println!("connected");
@@ -52,7 +69,7 @@ async fn main() -> Result<()> {
             println!("ended");
             Ok(())
         }
-        _ => bail!("usage: tombolo-member ask|hold|idle|session ..."),
+        _ => bail!("usage: tombolo-member ask|hold|burst|idle|session ..."),
     }
 }
 
@@ -85,15 +102,23 @@ fn gateway_id(live: &LiveIdentity) -> Result<SpiffeId> {
 
 type Connected = (SendRequest<Bytes>, JoinHandle<()>);
 
-async fn connect(live: &Arc<LiveIdentity>, gateway: SocketAddr) -> Result<Connected> {
+type Unpolled = Connection<TlsStream<TcpStream>, Bytes>;
+
+/// A connection that nothing has come over yet: until it is polled, nothing is sent either.
+async fn open(live: &Arc<LiveIdentity>, gateway: SocketAddr) -> Result<(SendRequest<Bytes>, Unpolled)> {
     let config = hbone_client_config(live, vec![gateway_id(live)?])?;
     let tcp = timeout(PATIENCE, TcpStream::connect(gateway)).await??;
     tcp.set_nodelay(true)?;
     let tls = TlsConnector::from(Arc::new(config)).connect(hbone_server_name(), tcp);
-    let (send, connection) = h2::client::Builder::new()
+    let opened = h2::client::Builder::new()
         .max_header_list_size(1 << 20)
-        .handshake(timeout(PATIENCE, tls).await??)
-        .await?;
+        .initial_max_send_streams(1 << 16)
+        .handshake(timeout(PATIENCE, tls).await??);
+    Ok(opened.await?)
+}
+
+async fn connect(live: &Arc<LiveIdentity>, gateway: SocketAddr) -> Result<Connected> {
+    let (send, connection) = open(live, gateway).await?;
     #[allow(clippy::disallowed_methods, reason = "the program ends with it")]
     let ended = tokio::spawn(async move { drop(connection.await) });
     Ok((send, ended))
@@ -174,6 +199,58 @@ async fn hold(live: &Arc<LiveIdentity>, gateway: SocketAddr, count: usize, autho
     println!("holds");
     stdin_ends()?;
     drop(kept);
+    Ok(())
+}
+
+async fn burst(
+    live: &Arc<LiveIdentity>,
+    gateway: SocketAddr,
+    count: usize,
+    authority: &str,
+    reset: bool,
+) -> Result<()> {
+    let (mut send, connection) = open(live, gateway).await?;
+    let mut connection = Some(connection);
+    let (mut asked, mut answers) = (Vec::new(), BTreeMap::<String, usize>::new());
+    for n in 1..=count {
+        send = send.ready().await?;
+        let request = Request::builder().method(Method::CONNECT).uri(authority);
+        asked.push(send.send_request(request.body(())?, false)?);
+        if (!reset || n % 100 != 0) && n != count {
+            continue;
+        }
+        #[allow(clippy::disallowed_methods, reason = "the program ends with it")]
+        if let Some(connection) = connection.take() {
+            tokio::spawn(async move { drop(connection.await) });
+        }
+        let patience = if reset {
+            Duration::from_millis(100)
+        } else {
+            PATIENCE
+        };
+        let by = Instant::now() + patience;
+        let mut kept = Vec::new();
+        for (answer, mut stream) in asked.drain(..) {
+            let text = match timeout_at(by, answer).await {
+                Ok(Ok(answer)) => {
+                    let status = answer.status().as_u16().to_string();
+                    kept.push((answer.into_body(), stream));
+                    status
+                }
+                Ok(Err(error)) => error
+                    .reason()
+                    .map_or_else(|| error.to_string(), |reason| format!("{reason:?}")),
+                Err(_) => {
+                    stream.send_reset(h2::Reason::CANCEL);
+                    "no answer".to_owned()
+                }
+            };
+            *answers.entry(text).or_default() += 1;
+        }
+    }
+    for (answer, count) in answers {
+        println!("{answer}: {count}");
+    }
     Ok(())
 }
 
