@@ -137,6 +137,8 @@ mod tests {
             "trust rotate start",
             "trust rotate switch --yes",
             "trust rotate finish --force --yes",
+            "trust migrate start new.example --yes",
+            "trust migrate finish --force",
             "audit --since 1h",
             "config show",
             "completion bash",

@@ -69,6 +69,8 @@ pub struct Bearer {
     verifying: DecodingKey,
     trust_domain: TrustDomain,
     issuer: String,
+    /// Its own first, then those of other names of the trust domain.
+    issuers: Vec<String>,
 }
 
 impl fmt::Debug for Bearer {
@@ -80,11 +82,12 @@ impl fmt::Debug for Bearer {
 }
 
 impl Bearer {
-    /// Opens the key at `path`, making it on first use.
+    /// Opens the key at `path`, making it on first use. Tokens that were made under another name (`also`) of the trust
+    /// domain hold as well; their bearers get identities of `trust_domain`.
     ///
     /// # Errors
     /// When the file cannot be read, written or understood.
-    pub fn open(path: &Path, trust_domain: TrustDomain) -> Result<Self, BearerError> {
+    pub fn open(path: &Path, trust_domain: TrustDomain, also: &[TrustDomain]) -> Result<Self, BearerError> {
         let failed = |cause: &dyn fmt::Display| BearerError::Key {
             path: path.display().to_string(),
             cause: cause.to_string(),
@@ -102,8 +105,11 @@ impl Bearer {
         let verifying =
             DecodingKey::from_ec_pem(crate::files::pem("PUBLIC KEY", &key.public_key()).as_bytes())
                 .map_err(|e| failed(&e))?;
+        let names = std::iter::once(&trust_domain).chain(also);
+        let issuers: Vec<String> = names.map(|name| format!("https://discovery.{name}")).collect();
         let issuer = format!("https://discovery.{trust_domain}");
         Ok(Self {
+            issuers,
             signing,
             verifying,
             trust_domain,
@@ -159,7 +165,7 @@ impl Bearer {
     fn claims(&self, token: &str) -> Result<Claims, BearerError> {
         let mut validation = Validation::new(Algorithm::ES256);
         validation.set_audience(&[AUDIENCE]);
-        validation.set_issuer(&[&self.issuer]);
+        validation.set_issuer(&self.issuers);
         validation.set_required_spec_claims(&["exp", "iss", "sub", "aud"]);
         validation.leeway = LEEWAY_SECONDS;
         Ok(jsonwebtoken::decode::<Claims>(token, &self.verifying, &validation)?.claims)
@@ -181,7 +187,9 @@ mod tests {
     fn only_our_own_live_tokens() {
         let dir = tempfile::tempdir().unwrap();
         let td: TrustDomain = "mesh.example".parse().unwrap();
-        let bearer = Bearer::open(&dir.path().join("bearer.key"), td.clone()).unwrap();
+        let open =
+            |file: &str, td: &TrustDomain| Bearer::open(&dir.path().join(file), td.clone(), &[]).unwrap();
+        let bearer = open("bearer.key", &td);
         let hour = Duration::from_secs(3600);
         let issue = |namespace, now, all_roots| {
             let asked = Asked {
@@ -204,13 +212,19 @@ mod tests {
             "spiffe://mesh.example/ns/shop/sa/x"
         );
         // The key survives a restart, another discovery has another.
-        let again = Bearer::open(&dir.path().join("bearer.key"), td.clone()).unwrap();
+        let again = open("bearer.key", &td);
         assert!(again.verify(&token).is_ok());
-        let other = Bearer::open(&dir.path().join("other.key"), td.clone()).unwrap();
+        let other = open("other.key", &td);
         assert!(other.verify(&token).is_err());
         // Another issuer with the same key (a mesh with another trust domain).
-        let renamed = Bearer::open(&dir.path().join("bearer.key"), "other.example".parse().unwrap()).unwrap();
-        assert!(renamed.verify(&token).is_err());
+        let new: TrustDomain = "other.example".parse().unwrap();
+        assert!(open("bearer.key", &new).verify(&token).is_err());
+        // Unless it is the same mesh, which is being renamed.
+        let renamed = Bearer::open(&dir.path().join("bearer.key"), new, std::slice::from_ref(&td)).unwrap();
+        assert_eq!(
+            renamed.verify(&token).unwrap().to_string(),
+            "spiffe://other.example/ns/shop/sa/x"
+        );
         // Expired; damaged; unsigned.
         assert!(bearer.verify(&issue("shop", now() - 7200, false)).is_err());
         assert!(bearer.verify(&token[..token.len() - 4]).is_err());

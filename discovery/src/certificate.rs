@@ -1,6 +1,9 @@
 //! Discovery's own server certificate: from its own CA, renewed while it serves.
 
-use crate::{config::Config, trust::Trust};
+use crate::{
+    config::Config,
+    trust::{OwnNames, Trust},
+};
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -19,21 +22,23 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// A renewal that failed is tried again after so long.
 const RETRY: Duration = Duration::from_secs(60);
 
-/// What the certificate says beside the SPIFFE id.
+/// What the certificates say: one for each name of the trust domain under which discovery is looked for.
 #[derive(Debug, Clone)]
 pub struct ServerNames {
-    id: SpiffeId,
-    dns: Vec<String>,
+    names: OwnNames,
+    dns: BTreeSet<String>,
     ips: Vec<IpAddr>,
 }
 
+/// The certificate that is shown to everybody, and those for clients that ask for another name.
+pub type Certificates = (Arc<WorkloadIdentity>, Vec<Arc<WorkloadIdentity>>);
+
 impl ServerNames {
     /// The advertised hosts, and the names by which Istio's clients dial a control plane.
-    pub fn new(config: &Config, trust_domain: &TrustDomain) -> Self {
+    pub fn new(config: &Config, names: &OwnNames) -> Self {
         let mut dns: BTreeSet<String> = ["localhost", "istiod.istio-system.svc", "istiod.istio-system"]
             .map(str::to_owned)
             .into();
-        dns.insert(format!("discovery.{trust_domain}"));
         let mut ips: BTreeSet<IpAddr> = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()].into();
         for host in config.hosts() {
             match host.parse() {
@@ -41,20 +46,44 @@ impl ServerNames {
                 Err(_) => drop(dns.insert(host.to_ascii_lowercase())),
             }
         }
-        let id = SpiffeId::discovery(trust_domain.clone());
         Self {
-            id,
-            dns: dns.into_iter().collect(),
+            names: names.clone(),
+            dns,
             ips: ips.into_iter().collect(),
         }
     }
 
-    /// A new certificate.
+    /// The same hosts under other names of the trust domain.
+    #[must_use]
+    pub fn named(&self, names: &OwnNames) -> Self {
+        Self {
+            names: names.clone(),
+            ..self.clone()
+        }
+    }
+
+    /// New certificates.
     ///
     /// # Errors
     /// When the authority refuses.
-    pub fn issue(&self, authority: &Authority, now: SystemTime) -> Result<WorkloadIdentity, CaError> {
-        authority.issue_server(&self.id, &self.dns, &self.ips, LIFE, now)
+    pub fn issue(&self, authority: &Authority, now: SystemTime) -> Result<Certificates, CaError> {
+        let one = |name| self.one(name, authority, now);
+        let others = self.names.all().skip(1).map(one);
+        Ok((one(&self.names.signing)?, others.collect::<Result<_, _>>()?))
+    }
+
+    fn one(
+        &self,
+        trust_domain: &TrustDomain,
+        authority: &Authority,
+        now: SystemTime,
+    ) -> Result<Arc<WorkloadIdentity>, CaError> {
+        let mut dns = self.dns.clone();
+        dns.insert(format!("discovery.{trust_domain}"));
+        let (id, dns) = (SpiffeId::discovery(trust_domain.clone()), Vec::from_iter(dns));
+        authority
+            .issue_server(&id, &dns, &self.ips, LIFE, now)
+            .map(Arc::new)
     }
 }
 
@@ -78,9 +107,9 @@ pub async fn keep(names: ServerNames, trust: Trust, live: Arc<LiveIdentity>) {
             continue;
         }
         match names.issue(&trust.authority(), now) {
-            Ok(identity) => {
+            Ok((identity, others)) => {
                 tracing::info!("discovery's own certificate renewed");
-                live.set_identity(Arc::new(identity));
+                live.set_identities(identity, others);
                 jitter = rand::random();
             }
             Err(error) => {

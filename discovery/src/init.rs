@@ -126,7 +126,7 @@ fn fill(dir: &Path, founding: &Founding, trust_domain: &TrustDomain, yaml: &str)
         None => Authority::create(&draft.ca(), trust_domain, SystemTime::now())?,
     };
     drop(RedbStore::open(&draft.store(), StoreOptions::default())?);
-    Bearer::open(&draft.bearer_key(), trust_domain.clone())?;
+    Bearer::open(&draft.bearer_key(), trust_domain.clone(), &[])?;
     let audit = Audit::open(&draft.audit())?;
     audit.write(Line {
         who: format!("local user {}", nix::unistd::Uid::current()),

@@ -23,7 +23,7 @@ use tombolo_proto::{
     tombolo::v1::TrustBundle,
     type_url, unpack,
 };
-use tombolo_registry::World;
+use tombolo_registry::{MeshSettings, World};
 use tombolo_runtime::Reader;
 use tombolo_types::{TrustDomain, reserved_namespace};
 use tonic::{Request, Response, Status, metadata::MetadataMap};
@@ -38,6 +38,8 @@ const IMPERSONATED: &str = "ImpersonatedIdentity";
 pub struct CertificateService {
     /// The CA that signs.
     pub trust: Trust,
+    /// How the own trust domain is called.
+    pub settings: MeshSettings,
     /// Who calls.
     pub authenticators: Authenticators,
     /// What the tokens of callers say.
@@ -129,13 +131,18 @@ impl CertificateService {
         if request.csr.len() > CSR_MAX {
             return Err(Status::invalid_argument("the certificate request is too long"));
         }
+        // It may have shown a certificate for a name that the trust domain is about to lose.
+        let mut id = id.clone();
+        if self.settings.is_own(&id.trust_domain) {
+            id.trust_domain = self.settings.trust_domain.clone();
+        }
         let ttl = u64::try_from(request.validity_duration)
             .map(Duration::from_secs)
             .unwrap_or_default();
         let issued = self
             .trust
             .authority()
-            .issue(&request.csr, id, None, ttl, SystemTime::now())
+            .issue(&request.csr, &id, None, ttl, SystemTime::now())
             .map_err(|error| match error {
                 CaError::Csr(_) | CaError::Ttl { .. } => Status::invalid_argument(error.to_string()),
                 CaError::Reserved(_) => Status::unauthenticated("request authenticate failure"),
@@ -195,7 +202,7 @@ fn is_empty(value: &prost_types::Value) -> bool {
 mod tests {
     use super::*;
     use tombolo_ca::Authority;
-    use tombolo_registry::{Imports, MeshSettings, Registry};
+    use tombolo_registry::{Imports, Registry};
 
     #[test]
     fn roots_of_others_only_for_who_shares_or_asks() {
@@ -216,6 +223,8 @@ mod tests {
         ] {
             let imports = Imports {
                 trust_domain: trust_domain.parse().unwrap(),
+                also: Vec::new(),
+                former: Vec::new(),
                 roots_pem: roots_pem.clone(),
                 shares_trust_domain: true,
                 mesh_domain: String::new(),

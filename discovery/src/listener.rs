@@ -26,7 +26,7 @@ use tokio::{
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tombolo_identity::{LiveIdentity, Peer};
 use tombolo_runtime::{TaskGroup, fair};
-use tombolo_types::SpiffeId;
+use tombolo_types::{SpiffeId, TrustDomain};
 use tonic::transport::server::Connected;
 
 /// Whole handshake: connect to the end of TLS.
@@ -52,6 +52,8 @@ pub struct Link {
     pub remote: Option<SocketAddr>,
     /// The gateway that has passed it on and said so.
     pub via: Option<Arc<Forwarder>>,
+    /// The name of the trust domain that the client asked for with its server name.
+    pub asked: Option<TrustDomain>,
     /// RFC 9266 exporter of the TLS session: what proofs of possession are bound to.
     pub exporter: Option<[u8; 32]>,
     /// The verified client certificate, if one of this mesh was presented.
@@ -289,6 +291,9 @@ async fn handshake(
     let stream = start.into_stream(tls.config).await?;
     let session = stream.get_ref().1;
     let exporter = tombolo_identity::server_exporter(session).map_err(io::Error::other)?;
+    let asked = session
+        .server_name()
+        .and_then(tombolo_identity::asked_trust_domain);
     let shown = match session.peer_certificates() {
         Some(chain) if !chain.is_empty() => Some((
             Arc::new(tombolo_identity::peer_of(chain).map_err(io::Error::other)?),
@@ -343,6 +348,7 @@ async fn handshake(
     let link = Link {
         remote: Some(remote),
         via: via.map(Arc::new),
+        asked,
         exporter: Some(exporter),
         peer,
         member,

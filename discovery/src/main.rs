@@ -2,12 +2,16 @@
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
-use std::{io::Write as _, path::PathBuf, process::ExitCode};
+use std::{io::Write as _, path::PathBuf, process::ExitCode, time::Duration};
 use tombolo_discovery::{
     config::{Config, DEFAULT_PATH, DEFAULT_STATE_DIR, LogFormat},
     init::{Founding, found},
     server,
 };
+
+/// How often it is tried to start anew within the process, and how long is waited between.
+const ANEW_TRIES: u32 = 50;
+const ANEW_PAUSE: Duration = Duration::from_millis(100);
 
 /// The control plane of a Tombolo mesh.
 #[derive(Parser)]
@@ -32,7 +36,7 @@ enum Command {
 
 #[derive(Args)]
 struct Init {
-    /// Trust domain of every identity, for example mesh.example. It cannot be changed later.
+    /// Trust domain of every identity, for example mesh.example. Changed later with tombolo trust migrate.
     #[arg(long)]
     trust_domain: String,
     /// host:port under which agents reach this discovery; several in order of preference.
@@ -117,16 +121,45 @@ fn run(config: &Config) -> Result<()> {
     tombolo_telemetry::log::init(&log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
-        let running = server::start(config).await?;
-        tracing::info!(address = %running.address, trust_domain = config.trust_domain, "discovery serves");
-        sd_notify::notify(&[
-            sd_notify::NotifyState::Ready,
-            sd_notify::NotifyState::Status("serving"),
-        ])?;
-        let signal = tombolo_runtime::stop_signal().await?;
-        tracing::info!(signal, "discovery stops");
-        sd_notify::notify(&[sd_notify::NotifyState::Stopping])?;
-        running.stop().await;
-        Ok(())
+        let mut signal = std::pin::pin!(tombolo_runtime::stop_signal());
+        let mut running = server::start(config).await?;
+        loop {
+            tracing::info!(address = %running.address, trust_domain = %running.trust_domain, "discovery serves");
+            sd_notify::notify(&[
+                sd_notify::NotifyState::Ready,
+                sd_notify::NotifyState::Status("serving"),
+            ])?;
+            let signal = tokio::select! {
+                signal = &mut signal => signal?,
+                () = running.outdated() => {
+                    tracing::info!("discovery opens itself anew");
+                    sd_notify::notify(&[sd_notify::NotifyState::Status("opens itself anew")])?;
+                    running.stop().await;
+                    running = anew(config).await?;
+                    continue;
+                }
+            };
+            tracing::info!(signal, "discovery stops");
+            sd_notify::notify(&[sd_notify::NotifyState::Stopping])?;
+            running.stop().await;
+            return Ok(());
+        }
     })
+}
+
+/// Starts discovery again. A call that is still being answered may hold the store for a moment; when it is held for
+/// longer the service manager starts the process anew.
+async fn anew(config: &Config) -> Result<server::Running> {
+    let mut left = ANEW_TRIES;
+    loop {
+        match server::start(config).await {
+            Ok(running) => return Ok(running),
+            Err(error) if left == 0 => return Err(error.context("discovery could not open itself anew")),
+            Err(error) => {
+                left -= 1;
+                tracing::debug!(%error, "not yet");
+                tokio::time::sleep(ANEW_PAUSE).await;
+            }
+        }
+    }
 }

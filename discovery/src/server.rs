@@ -22,7 +22,7 @@ use crate::{
     metrics::Metrics,
     nameless::CountCalls,
     objects::Objects,
-    state::StateDir,
+    state::{self, StateDir},
     telemetry::{PushedMetrics, REQUEST_MAX, TelemetryService},
     trust::{self, TrustConfig},
     xds::{Ads, Subscribers},
@@ -37,7 +37,7 @@ use std::{
     },
     time::{Duration, SystemTime},
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tombolo_ca::TtlLimits;
 use tombolo_federation::limits::MESSAGE_BYTES_MAX;
@@ -53,7 +53,7 @@ use tombolo_proto::{
 };
 use tombolo_runtime::{Drained, TaskGroup, http};
 use tombolo_store::{RedbStore, Store, StoreOptions};
-use tombolo_types::Code;
+use tombolo_types::{Code, TrustDomain};
 use tonic::transport::Server;
 use tower::util::MapFutureLayer;
 
@@ -85,12 +85,20 @@ pub struct Running {
     pub readiness_address: Option<SocketAddr>,
     /// The fleet, for tests and embedding.
     pub fleet: Fleet,
+    /// What certificates are made for.
+    pub trust_domain: TrustDomain,
+    again: Arc<Notify>,
     ready: Arc<AtomicBool>,
     front: TaskGroup,
     back: TaskGroup,
 }
 
 impl Running {
+    /// Waits until what it stands on has changed: it is to be stopped, and started anew. Cancel-safe.
+    pub async fn outdated(&self) {
+        self.again.notified().await;
+    }
+
     /// Stops accepting, ends streams, waits for calls, then stops the owner and closes the store.
     pub async fn stop(self) -> Drained {
         self.ready.store(false, Ordering::Relaxed);
@@ -109,28 +117,43 @@ impl Running {
 /// # Errors
 /// When the state cannot be opened, is for another mesh, or an address is taken.
 pub async fn start(config: &Config) -> Result<Running> {
-    let settings = config.settings()?;
+    let mut settings = config.settings()?;
     let state = StateDir::new(&config.state_dir);
-    state.check(config)?;
+    let founding = state.check(config)?;
     let (front, back) = (TaskGroup::new("discovery"), TaskGroup::new("discovery state"));
-    let trust_domain = settings.trust_domain.clone();
     let store: Arc<dyn Store> = RedbStore::open(&state.store(), StoreOptions::default())
         .with_context(|| format!("the store {} cannot be opened", state.store().display()))?;
     let limits = TtlLimits {
         default: config.certificate_life.0,
         max: config.certificate_life_max.0,
     };
-    let opened = trust::open(Arc::clone(&store), &state, &trust_domain, limits).await?;
+    let opened = trust::open(Arc::clone(&store), &state, &founding, limits).await?;
+    let own_names = opened.names().clone();
+    state::check_name(&settings.trust_domain, &founding, &own_names)?;
+    if settings.trust_domain != own_names.signing {
+        tracing::info!(
+            trust_domain = %own_names.signing, configured = %settings.trust_domain,
+            "the trust domain was renamed: what the store says counts"
+        );
+    }
+    own_names.apply(&mut settings);
+    let trust_domain = settings.trust_domain.clone();
     let (trust, authority) = (opened.handle(), opened.handle().authority());
     let objects = Objects::new(store);
-    let bearer = Arc::new(Bearer::open(&state.bearer_key(), trust_domain.clone())?);
+    let bearer = Arc::new(Bearer::open(
+        &state.bearer_key(),
+        trust_domain.clone(),
+        &settings.also,
+    )?);
     let audit = Arc::new(
         Audit::open(&state.audit())
             .with_context(|| format!("{} cannot be opened", state.audit().display()))?,
     );
-    let names = ServerNames::new(config, &trust_domain);
-    let identity = names.issue(&authority, SystemTime::now())?;
-    let live = LiveIdentity::new(Some(Arc::new(identity)), vec![Arc::new(authority.bundle())]);
+    let names = ServerNames::new(config, &own_names);
+    let (identity, others) = names.issue(&authority, SystemTime::now())?;
+    let bundles = own_names.bundles(&authority.bundle()).into_iter().map(Arc::new);
+    let live = LiveIdentity::new(None, bundles.collect());
+    live.set_identities(identity, others);
     let metrics = Arc::new(Metrics::default());
 
     let fleet = fleet::start(
@@ -187,7 +210,7 @@ pub async fn start(config: &Config) -> Result<Running> {
         audit: Arc::clone(&audit),
         counters: Arc::default(),
     };
-    let subscribers = Subscribers::default();
+    let (subscribers, again) = (Subscribers::default(), Arc::new(Notify::new()));
     trust::start(
         opened,
         TrustConfig {
@@ -197,9 +220,11 @@ pub async fn start(config: &Config) -> Result<Running> {
             fleet: fleet.clone(),
             federation: federation.clone(),
             subscribers: subscribers.clone(),
+            again: Arc::clone(&again),
         },
         &back,
     );
+    let settings_of_ca = settings.clone();
     let mesh = Arc::new(Context {
         objects,
         fleet: fleet.clone(),
@@ -229,10 +254,12 @@ pub async fn start(config: &Config) -> Result<Running> {
         addresses,
         Arc::clone(&metrics),
         &door,
+        trust_domain.clone(),
         front.clone(),
     );
     let certificates = CertificateService {
         trust,
+        settings: settings_of_ca,
         authenticators: remote.clone(),
         bearer,
         world: fleet.world(),
@@ -353,6 +380,8 @@ pub async fn start(config: &Config) -> Result<Running> {
         debug_address,
         readiness_address,
         fleet,
+        trust_domain,
+        again,
         ready,
         front,
         back,

@@ -1,7 +1,11 @@
 //! The state folder: what is in it, and what it was made for.
 
-use crate::config::{Config, ConfigError};
+use crate::{
+    config::{Config, ConfigError},
+    trust::OwnNames,
+};
 use std::path::{Path, PathBuf};
+use tombolo_types::TrustDomain;
 
 /// Paths below the state folder.
 #[derive(Debug, Clone)]
@@ -63,14 +67,14 @@ impl StateDir {
         self.0.join("init.yaml")
     }
 
-    /// Checks that a configuration is for this state.
+    /// Checks that a configuration is for this state, and gives the trust domain that the mesh was founded with: how it
+    /// is called now the store knows ([`check_name`]).
     ///
     /// # Errors
     /// When there is no state, or it was made for another mesh.
-    pub fn check(&self, config: &Config) -> Result<(), ConfigError> {
+    pub fn check(&self, config: &Config) -> Result<TrustDomain, ConfigError> {
         let founding = Config::open(&self.founding())?;
         let pairs = [
-            ("trust_domain", &config.trust_domain, &founding.trust_domain),
             ("mesh_domain", &config.mesh_domain, &founding.mesh_domain),
             ("cluster_id", &config.cluster_id, &founding.cluster_id),
             ("network", &config.network, &founding.network),
@@ -82,13 +86,32 @@ impl StateDir {
             ),
         ];
         match pairs.into_iter().find(|(_, is, was)| is != was) {
-            None => Ok(()),
-            Some((field, is, was)) => Err(ConfigError::Value {
-                field,
-                cause: format!(
-                    "it is {is:?}, but this mesh was founded with {was:?} and every identity and name rests on it. Next: put {was:?} back"
-                ),
-            }),
+            None => Ok(founding.settings()?.trust_domain),
+            Some((field, is, was)) => Err(other(field, is, was)),
         }
     }
+}
+
+fn other(field: &'static str, is: &str, was: &str) -> ConfigError {
+    ConfigError::Value {
+        field,
+        cause: format!(
+            "it is {is:?}, but this mesh was founded with {was:?} and every identity and name rests on it. Next: put {was:?} back"
+        ),
+    }
+}
+
+/// Checks the trust domain of a configuration: the one that the mesh was founded with, or one that it has now.
+///
+/// # Errors
+/// When it is neither.
+pub fn check_name(
+    configured: &TrustDomain,
+    founding: &TrustDomain,
+    names: &OwnNames,
+) -> Result<(), ConfigError> {
+    if configured == founding || names.all().any(|name| name == configured) {
+        return Ok(());
+    }
+    Err(other("trust_domain", configured.as_str(), founding.as_str()))
 }

@@ -29,7 +29,9 @@ impl Admission {
             known.version = Some(world.version());
             known.devices = outbound(world);
         }
-        (known.devices.get(&device)? == &peer.id).then_some(device)
+        world
+            .is_same(known.devices.get(&device)?, &peer.id)
+            .then_some(device)
     }
 }
 

@@ -12,8 +12,11 @@ use crate::{
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
+    sync::watch,
     time::{Instant, sleep, timeout},
 };
+use tombolo_control_client::Registration;
+use tombolo_identity::asked_trust_domain;
 use tombolo_runtime::{TaskGroup, fair::Places};
 use tombolo_tunnel::{ALPN_REVERSE, Pool, ReverseSession, Server};
 use tombolo_types::{DeviceId, TrustDomain};
@@ -28,7 +31,8 @@ const ENTRY_PATIENCE: Duration = Duration::from_secs(3);
 /// Everything that a connection may need.
 pub(crate) struct Front {
     pub(crate) settings: Settings,
-    pub(crate) trust_domain: TrustDomain,
+    /// Who this gateway is.
+    pub(crate) registration: watch::Receiver<Arc<Registration>>,
     pub(crate) server: Server,
     pub(crate) calls: Arc<Calls>,
     pub(crate) admission: Admission,
@@ -52,11 +56,9 @@ enum Purpose {
     Unknown,
 }
 
-fn purpose(hello: &ClientHello, trust_domain: &TrustDomain) -> Purpose {
-    let discovery = |name: &str| {
-        name.strip_prefix("discovery.")
-            .is_some_and(|rest| rest == trust_domain.as_str())
-    };
+/// What a connection is for; `is_own` knows the names of the own trust domain.
+fn purpose(hello: &ClientHello, is_own: impl Fn(&TrustDomain) -> bool) -> Purpose {
+    let discovery = |name: &str| asked_trust_domain(name).is_some_and(|name| is_own(&name));
     match &hello.server_name {
         Some(name) if discovery(name) => Purpose::Discovery,
         Some(_) => Purpose::Unknown,
@@ -88,8 +90,15 @@ impl Front {
         }
     }
 
+    /// True for a name by which somebody may look for the own discovery: hosts that were away while the trust domain was
+    /// renamed do so by the old one.
+    fn is_own(&self, trust_domain: &TrustDomain) -> bool {
+        self.registration.borrow().is_name(trust_domain)
+            || self.calls.world.peek().is_name_of_own(trust_domain)
+    }
+
     async fn dispatch(self: Arc<Self>, tcp: TcpStream, remote: SocketAddr, hello: &ClientHello) {
-        match purpose(hello, &self.trust_domain) {
+        match purpose(hello, |name| self.is_own(name)) {
             Purpose::Hbone => {
                 self.metrics.accepted("hbone");
                 self.server.take(tcp, remote, &self.calls, &self.tasks);
@@ -160,11 +169,11 @@ impl Front {
     }
 
     pub(crate) fn count(&self) {
-        let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-        self.metrics.sessions.set(gauge(self.calls.sessions.reap()));
+        self.metrics.hold(self.calls.sessions.reap());
+        let resting = self.calls.balance.resting(Instant::now());
         self.metrics
             .resting
-            .set(gauge(self.calls.balance.resting(Instant::now())));
+            .set(i64::try_from(resting).unwrap_or(i64::MAX));
     }
 
     /// The device, if an entry of the home network names it with this identity.
@@ -245,7 +254,8 @@ mod tests {
             ),
             (Some("bank.example"), &[b"http/1.1"], Purpose::Unknown),
         ] {
-            assert_eq!(purpose(&hello(name, alpn), &td), expected, "{name:?}");
+            let is_own = |name: &TrustDomain| *name == td;
+            assert_eq!(purpose(&hello(name, alpn), is_own), expected, "{name:?}");
         }
     }
 }

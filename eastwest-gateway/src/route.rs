@@ -123,11 +123,10 @@ pub(crate) fn route(world: &Snapshot, call: &Call<'_>, known: &impl Known) -> Re
     if call.peer.device.is_some_and(|device| world.is_revoked(device)) {
         return Err(Reject::new(RejectClass::PolicyDenied, "device_revoked").into());
     }
-    let own = &world.own().trust_domain;
     let service = world
         .service_by_host(host, "")
         .ok_or_else(|| no_route("unknown_service"))?;
-    let foreign = call.peer.id.trust_domain != *own;
+    let foreign = !world.is_own(&call.peer.id.trust_domain);
     let hidden =
         service.visibility == Visibility::Namespace && call.peer.id.namespace != service.key.namespace;
     if hidden || (foreign && !known.is_exported(&service.key)) {

@@ -1,8 +1,8 @@
 //! The life of a gateway: state, subscription, ports, drain.
 
 use crate::{
-    admission::Admission, budget::Budget, config::Settings, front::Front, metrics::Metrics, service::Calls,
-    sessions::Sessions, way_in::WayIn,
+    admission::Admission, budget::Budget, config::Settings, front::Front, metrics::Metrics,
+    route::Known as _, service::Calls, sessions::Sessions, way_in::WayIn,
 };
 use anyhow::Context as _;
 use http::StatusCode;
@@ -69,7 +69,6 @@ pub(crate) async fn run(settings: Settings, state_dir: &Path) -> anyhow::Result<
         identity = %registration.identity, network = registration.network,
         services = snapshot.service_count(), "starts"
     );
-    let trust_domain = registration.trust_domain.clone();
     let (publisher, world) = published(snapshot);
     let health = watch::Sender::new(Health::Healthy);
     let control = Control::run(
@@ -114,7 +113,7 @@ pub(crate) async fn run(settings: Settings, state_dir: &Path) -> anyhow::Result<
     let local = settings.listen.first().copied().context("listen is empty")?;
     let server = Server::new(local, &identity, limits, Arc::clone(&metrics) as _, &tasks)?;
     let front = Arc::new(Front {
-        trust_domain,
+        registration: control.watch_registration(),
         server,
         calls,
         admission: Admission::default(),
@@ -224,6 +223,10 @@ async fn upkeep(front: Arc<Front>, mut world: Reader<Snapshot>) {
                 .server
                 .recheck(now.as_secs(), |peer| front.calls.admit(peer));
             front.pool.recheck(now.as_secs());
+            front
+                .calls
+                .guests
+                .recheck(|service| front.calls.is_exported(service));
         }
         if Instant::now() >= due {
             due = Instant::now() + UPKEEP;

@@ -157,7 +157,8 @@ async fn prepare(options: &Options) -> anyhow::Result<Option<(bool, bool)>> {
     TrustBundle::from_pem(registration.trust_domain.clone(), &roots)
         .map_err(|error| unreadable("roots.pem", &error))?;
     if let Some(bytes) = state.snapshot().map_err(Problem::from)? {
-        Snapshot::decode(&bytes, registration.plan, registration.own())
+        let names = &registration.other_names;
+        Snapshot::decode_renamed(&bytes, registration.plan, registration.own(), names)
             .map_err(|error| unreadable("snapshot.bin", &error))?;
     }
     let settings = &options.settings;

@@ -1,5 +1,6 @@
-//! The roots that are believed, and the rotation of the own one.
+//! The roots that are believed, the rotation of the own one, and the renaming of the own trust domain.
 
+mod migrate;
 mod rotate;
 
 use crate::{
@@ -15,10 +16,12 @@ use tombolo_proto::tombolo::admin::v1::{ListTrustRequest, NamedReason, RotationS
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Verb {
-    /// The roots that are believed, by trust domain, and how far a rotation is.
+    /// The roots that are believed, by trust domain, and how far a rotation or a renaming is.
     Show(Show),
     /// Replace the root of this mesh, step by step: start, switch, finish. Nobody is interrupted.
     Rotate(Rotate),
+    /// Rename the trust domain of this mesh, step by step: start NEW, switch, finish. Nobody is interrupted.
+    Migrate(Migrate),
 }
 
 /// The roots that are believed.
@@ -35,6 +38,13 @@ pub(crate) struct Rotate {
     step: rotate::Step,
 }
 
+/// Rename the trust domain of this mesh.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Migrate {
+    #[command(subcommand)]
+    step: migrate::Step,
+}
+
 pub(crate) async fn run(verb: Verb, sockets: &Sockets) -> Result<ExitCode, Failure> {
     let mut admin = sockets.admin().await?;
     let args = match verb {
@@ -43,9 +53,15 @@ pub(crate) async fn run(verb: Verb, sockets: &Sockets) -> Result<ExitCode, Failu
             rotate::rotate(&args.step, &mut admin).await?;
             return Ok(ExitCode::SUCCESS);
         }
+        Verb::Migrate(args) => {
+            migrate::migrate(&args.step, sockets).await?;
+            return Ok(ExitCode::SUCCESS);
+        }
     };
     let found = admin.list_trust(ListTrustRequest {}).await?.into_inner();
     let (roots, rotation) = (found.roots, found.rotation.unwrap_or_default());
+    let names = found.names.unwrap_or_default();
+    let migration = names.migration.clone().unwrap_or_default();
     match args.output.format() {
         format @ (Format::Json | Format::Yaml) => {
             let roots: Vec<_> = roots
@@ -58,20 +74,30 @@ pub(crate) async fn run(verb: Verb, sockets: &Sockets) -> Result<ExitCode, Failu
                     })
                 })
                 .collect();
-            output::value(format, &json!({ "roots": roots, "rotation": value(&rotation) }))?;
+            let shown = json!({
+                "trustDomain": names.trust_domain, "also": names.also, "former": names.former,
+                "roots": roots, "rotation": value(&rotation), "migration": value(&migration),
+            });
+            output::value(format, &shown)?;
         }
         Format::Name => roots.iter().for_each(|root| output::line(pin(root))),
         format @ (Format::Table | Format::Wide) => {
             output::print(&table(&roots, format == Format::Wide, host::now_unix_ms()).render());
-            if !matches!(rotation.step.as_str(), "" | "steady") {
+            if !names.also.is_empty() || !names.former.is_empty() {
+                output::line(migrate::names_of(&names));
+            }
+            for (what, status) in [("Rotation", &rotation), ("Migration", &migration)] {
+                if matches!(status.step.as_str(), "" | "steady") {
+                    continue;
+                }
                 output::line(format!(
-                    "Rotation: {} since {} by {}; next: {}",
-                    rotation.step,
-                    text::time(rotation.since_unix_ms),
-                    rotation.by,
-                    rotation.next.join(" or ")
+                    "{what}: {} since {} by {}; next: {}",
+                    status.step,
+                    text::time(status.since_unix_ms),
+                    status.by,
+                    status.next.join(" or ")
                 ));
-                output::print(&rotate::told(&rotation, false));
+                output::print(&rotate::told(status, false));
             }
         }
     }

@@ -87,7 +87,7 @@ pub(crate) async fn run(args: Args, sockets: &Sockets) -> Result<ExitCode, Failu
     let held = State::peek(&layout.state_dir).registration()?;
     let registration = match (held, token) {
         (Some(registration), token) => {
-            if let Some(token) = token.filter(|token| token.trust_domain != registration.trust_domain) {
+            if let Some(token) = token.filter(|token| !registration.is_name(&token.trust_domain)) {
                 let cause = format!(
                     "it is in {}, the token is for {}",
                     registration.trust_domain, token.trust_domain

@@ -11,7 +11,8 @@ use tokio::{
     time::{Instant, timeout},
 };
 use tombolo_identity::{
-    Current, LiveIdentity, WorkloadIdentity, control_client_config, is_of_first_root, proof,
+    Current, LiveIdentity, TrustBundle, WorkloadIdentity, control_client_config, is_of_first_root,
+    is_of_signing_name, proof,
 };
 use tombolo_proto::tombolo::v1::{self, enrollment_client::EnrollmentClient};
 use tombolo_runtime::Reader;
@@ -25,7 +26,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const CALM: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(150));
 /// Retries without a good certificate: the host is out of the mesh until it has one.
 const URGENT: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-/// After a change of the CA that signs, members renew spread over so long for each workload of the mesh: 50 renewals a
+/// After a change of the CA that signs, or of the name of the trust domain, members renew spread over so long for each workload of the mesh: 50 renewals a
 /// second, a twentieth of what one core of discovery does.
 const EARLY_PER_WORKLOAD: Duration = Duration::from_millis(20);
 /// And over this at most.
@@ -107,6 +108,19 @@ pub async fn renew(state: &State, live: &Arc<LiveIdentity>, present: bool) -> Re
                 registration.device
             )));
         }
+        if registration.trust_domain != held.trust_domain {
+            // Whoever answers has proven to be the discovery of the trust domain that this node is in.
+            if !registration.is_name(&held.trust_domain) {
+                return Err(broken(&format!(
+                    "it is of the trust domain {}, which was never called {}",
+                    registration.trust_domain, held.trust_domain
+                )));
+            }
+            tracing::info!(
+                from = %held.trust_domain, to = %registration.trust_domain, "the trust domain is renamed"
+            );
+            rename(live, &held, &registration);
+        }
         // Of a readmitted device discovery moves past every generation that was given out: its number counts.
         registration.generation = registration.generation.max(pending.generation);
         state.commit(&registration, &identity.chain_pem(), &pending.key_pem, None)?;
@@ -114,6 +128,20 @@ pub async fn renew(state: &State, live: &Arc<LiveIdentity>, present: bool) -> Re
         return Ok(registration);
     }
     Err(last)
+}
+
+/// Believes the new name of the own trust domain by the roots that the old one has: the bundle of the new one may be still
+/// to come, and without it the node would not find its discovery again.
+fn rename(live: &LiveIdentity, from: &Registration, to: &Registration) {
+    let current = live.current();
+    let Some(roots) = current.bundle(&from.trust_domain) else {
+        return; // it could not have asked
+    };
+    if current.bundle(&to.trust_domain).is_none() {
+        let mut bundles = current.bundles.clone();
+        bundles.push(Arc::new(TrustBundle::named(roots, to.trust_domain.clone())));
+        live.set_bundles(bundles);
+    }
 }
 
 /// Keeps the certificate alive for as long as the process runs.
@@ -135,6 +163,7 @@ impl Certificates {
         if found == **self.registration.borrow() {
             return;
         }
+        rename(&self.live, &self.registration.borrow(), &found);
         if let Ok(Some((chain, key))) = self.state.identity()
             && let Ok(identity) = WorkloadIdentity::from_pem(&chain, &key)
         {
@@ -242,7 +271,8 @@ impl Certificates {
     }
 }
 
-/// A renewal before its time: another CA signs now, and the root of this certificate goes soon.
+/// A renewal before its time: another CA signs now, or the trust domain has a new name, and the root or the name of this
+/// certificate goes soon.
 #[derive(Debug, Default)]
 struct Early {
     /// Generation of the roots under which it was decided, and when it is due.
@@ -256,7 +286,7 @@ impl Early {
         let generation = current.bundle_generation;
         match self.planned {
             Some((planned, due)) if planned == generation => due,
-            _ if is_of_first_root(current) => {
+            _ if is_of_first_root(current) && is_of_signing_name(current) => {
                 self.planned = Some((generation, u64::MAX));
                 u64::MAX
             }

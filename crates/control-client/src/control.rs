@@ -67,7 +67,7 @@ pub fn follow(
     identity: &LiveIdentity,
     registration: &Registration,
 ) -> Result<(), Problem> {
-    let snapshot = Snapshot::decode(bytes, registration.plan, registration.own()).map_err(|error| {
+    let snapshot = restore::read(bytes, registration).map_err(|error| {
         Problem::new(
             Code::StateCorrupt,
             format!("a snapshot of the running agent: {error}"),

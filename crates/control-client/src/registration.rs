@@ -19,6 +19,8 @@ pub struct Registration {
     pub workload_group: String,
     /// Trust domain.
     pub trust_domain: TrustDomain,
+    /// Names that the trust domain has or had beside it.
+    pub other_names: Vec<TrustDomain>,
     /// Cluster id.
     pub cluster_id: String,
     /// Network; empty is the default one.
@@ -85,6 +87,8 @@ struct File {
     generation: u64,
     hostnames: Vec<String>,
     probe_json: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    other_names: Vec<String>,
 }
 
 impl Registration {
@@ -120,6 +124,11 @@ impl Registration {
             service_account: message.service_account,
             workload_group: message.workload_group,
             trust_domain,
+            other_names: message
+                .other_names
+                .iter()
+                .map(|name| name.parse())
+                .collect::<Result<_, _>>()?,
             cluster_id: message.cluster_id,
             network: message.network,
             mesh_domain: message.mesh_domain,
@@ -144,6 +153,11 @@ impl Registration {
         }
     }
 
+    /// True for a name that the trust domain has or had.
+    pub fn is_name(&self, trust_domain: &TrustDomain) -> bool {
+        *trust_domain == self.trust_domain || self.other_names.contains(trust_domain)
+    }
+
     /// The file form.
     pub fn to_json(&self) -> String {
         let file = File {
@@ -162,6 +176,7 @@ impl Registration {
             generation: self.generation,
             hostnames: self.hostnames.clone(),
             probe_json: self.probe_json.clone(),
+            other_names: self.other_names.iter().map(ToString::to_string).collect(),
         };
         serde_json::to_string_pretty(&file).unwrap_or_default() + "\n"
     }
@@ -192,6 +207,7 @@ impl Registration {
             generation: file.generation,
             hostnames: file.hostnames,
             probe_json: file.probe_json,
+            other_names: file.other_names,
         };
         Self::from_proto(message, &[])
     }
@@ -217,6 +233,7 @@ pub(crate) mod tests {
             generation: 1,
             hostnames: vec!["catalog.shop.svc.mesh.internal".into()],
             probe_json: String::new(),
+            other_names: vec!["old.example".into()],
         }
     }
 

@@ -77,7 +77,7 @@ pub(crate) fn caller_record<'s>(
             };
             world
                 .workload_by_address(&address)
-                .filter(|record| record.identity().is_ok_and(|id| id == peer.id))
+                .filter(|record| record.identity().is_ok_and(|id| world.is_same(&id, &peer.id)))
         })
 }
 

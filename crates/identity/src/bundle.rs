@@ -18,6 +18,8 @@ pub struct TrustBundle {
     retired: Vec<CertificateDer<'static>>,
     /// Anchors, then the retired ones.
     once: Vec<TrustAnchor<'static>>,
+    also: Vec<TrustDomain>,
+    former: Vec<TrustDomain>,
 }
 
 impl fmt::Debug for TrustBundle {
@@ -32,6 +34,8 @@ impl fmt::Debug for TrustBundle {
             .field("trust_domain", &self.trust_domain)
             .field("roots", &pins)
             .field("retired", &self.retired.len())
+            .field("also", &self.also)
+            .field("former", &self.former)
             .finish()
     }
 }
@@ -49,6 +53,8 @@ impl TrustBundle {
             anchors: Vec::new(),
             retired: Vec::new(),
             once: Vec::new(),
+            also: Vec::new(),
+            former: Vec::new(),
         };
         for root in pem::certificates_from_pem(pem)? {
             if bundle.roots.contains(&root) {
@@ -68,6 +74,15 @@ impl TrustBundle {
         Ok(bundle)
     }
 
+    /// Says which other names this trust domain has, and which it had. An identity of another name is the same workload
+    /// as that of this one, wherever an identity is expected; its own bundle vouches for it. Former names let nobody in,
+    /// and connections that they let in run on.
+    #[must_use]
+    pub fn with_names(mut self, also: Vec<TrustDomain>, former: Vec<TrustDomain>) -> Self {
+        (self.also, self.former) = (also, former);
+        self
+    }
+
     /// Adds retired roots, the certificates of a text. What is a root stays one.
     ///
     /// # Errors
@@ -75,12 +90,34 @@ impl TrustBundle {
     pub fn with_retired(self, pem: &str) -> Result<Self, IdentityError> {
         let roots = pem::certificates_from_pem(pem)?;
         let text = format!("{}{}", self.to_pem(), pem::retired_to_pem(&roots));
-        Self::from_pem(self.trust_domain, &text)
+        let Self { also, former, .. } = self;
+        Ok(Self::from_pem(self.trust_domain, &text)?.with_names(also, former))
     }
 
     /// Whose identities these roots vouch for.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
+    }
+
+    /// Other names of the same trust domain. Set on the name that certificates are made for now.
+    pub fn also(&self) -> &[TrustDomain] {
+        &self.also
+    }
+
+    /// Names that the trust domain had.
+    pub fn former(&self) -> &[TrustDomain] {
+        &self.former
+    }
+
+    /// The same roots for another name, which has no names beside it.
+    #[must_use]
+    pub fn named(&self, trust_domain: TrustDomain) -> Self {
+        Self {
+            trust_domain,
+            also: Vec::new(),
+            former: Vec::new(),
+            ..self.clone()
+        }
     }
 
     /// The roots in the order they were given.

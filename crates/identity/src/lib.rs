@@ -14,6 +14,8 @@
 //! ```
 //!
 //! **Invariant:** an identity is believed only by a root of its own trust domain.
+//! **Invariant:** an expected identity is met by one of another trust domain only where a bundle says that both names are
+//! of one trust domain.
 //! **Invariant:** TLS 1.3 only, no resumption, no tickets, no early data; a handshake reads the roots and the
 //! certificate of its moment.
 //! **Invariant:** no clock (rustls passes the time of a handshake), no files, no sockets, no tokio. Randomness only
@@ -41,13 +43,14 @@ pub use csr::{KeyAndCsr, generate_csr};
 pub use device::{DeviceKey, JoinKey, verify_device_signature, verify_join_signature};
 pub use error::IdentityError;
 pub use live::{Current, LiveIdentity};
-pub use peer::{Peer, is_of_first_root, peer_of, still_trusted};
+pub use peer::{Peer, is_of_first_root, is_of_signing_name, peer_of, still_trusted};
 pub use pem::{certificates_from_pem, certificates_to_pem};
 pub use pinned::PinnedRoots;
 pub use proof::{client_exporter, server_exporter};
 pub use refusal::{ConnectRefusal, PeerRefusal, utc};
 pub use tls::{
-    control_client_config, control_server_name, discovery_server_config, federated_server_config,
-    hbone_client_config, hbone_server_config, hbone_server_name, pinned_client_config, provider,
+    asked_trust_domain, control_client_config, control_server_name, discovery_server_config,
+    federated_server_config, hbone_client_config, hbone_server_config, hbone_server_name,
+    pinned_client_config, provider,
 };
 pub use workload::WorkloadIdentity;

@@ -52,7 +52,8 @@ pub fn peer_of(chain: &[CertificateDer<'_>]) -> Result<Peer, IdentityError> {
     })
 }
 
-/// Whether the roots of now still vouch for a peer that an older set of roots let in. Retired roots do.
+/// Whether the roots of now still vouch for a peer that an older set of roots let in. Retired roots do, and a name that
+/// the trust domain had counts still.
 ///
 /// A certificate that has expired while its connection lived does not count against it, as it does not on any live
 /// connection: only the roots are in question. An unreadable chain is not trusted.
@@ -75,7 +76,7 @@ pub fn still_trusted(current: &Current, chain: &[CertificateDer<'_>], now_unix: 
     else {
         return false;
     };
-    let Some(bundle) = current.bundle(&id.trust_domain) else {
+    let Some(bundle) = current.once(&id.trust_domain) else {
         return false;
     };
     let when = UnixTime::since_unix_epoch(Duration::from_secs(now_unix.min(first_end)));
@@ -97,4 +98,15 @@ pub fn is_of_first_root(current: &Current) -> bool {
     let middle = identity.not_before() + (identity.not_after() - identity.not_before()) / 2;
     let when = UnixTime::since_unix_epoch(Duration::from_secs(middle));
     verify::chain(std::slice::from_ref(first), leaf, others, when, Usage::Any).is_ok()
+}
+
+/// Whether the certificate in use is for the name that certificates of its trust domain are made for now. While a trust
+/// domain is renamed one that is not is renewed early: its name goes soon. True where there is no certificate.
+pub fn is_of_signing_name(current: &Current) -> bool {
+    let Some(identity) = &current.identity else {
+        return true;
+    };
+    let held = &identity.id().trust_domain;
+    let mut all = current.bundles.iter();
+    !all.any(|bundle| bundle.also().contains(held) || bundle.former().contains(held))
 }

@@ -24,6 +24,8 @@ use tombolo_types::{SpiffeId, TrustDomain};
 
 /// ALPN of HBONE and of gRPC. Source: ztunnel offers and takes exactly this one.
 const ALPN_H2: &[u8] = b"h2";
+/// What stands before the trust domain in the server name of control connections.
+pub(crate) const CONTROL_PREFIX: &str = "discovery.";
 
 static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
     Arc::new(CryptoProvider {
@@ -167,8 +169,13 @@ pub fn hbone_server_name() -> ServerName<'static> {
 /// # Errors
 /// When the trust domain is too long to have a name below it (over 243 characters).
 pub fn control_server_name(trust_domain: &TrustDomain) -> Result<ServerName<'static>, IdentityError> {
-    ServerName::try_from(format!("discovery.{trust_domain}"))
-        .map_err(|_| IdentityError::Tls(format!("discovery.{trust_domain} is no DNS name")))
+    ServerName::try_from(format!("{CONTROL_PREFIX}{trust_domain}"))
+        .map_err(|_| IdentityError::Tls(format!("{CONTROL_PREFIX}{trust_domain} is no DNS name")))
+}
+
+/// The trust domain that a client asks for with the server name of a control connection.
+pub fn asked_trust_domain(server_name: &str) -> Option<TrustDomain> {
+    server_name.strip_prefix(CONTROL_PREFIX)?.parse().ok()
 }
 
 fn server(

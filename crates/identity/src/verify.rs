@@ -83,7 +83,8 @@ pub(crate) fn spiffe_ids(leaf: &CertificateDer<'_>) -> Result<Vec<SpiffeId>, Ide
 /// Checks a peer: which identity it shows, and that a root of that identity's own trust domain vouches for it.
 ///
 /// With `expected` one of the peer's ids must be in the list, and it is that one whose trust domain must vouch: a
-/// second URI of a foreign trust domain never borrows the first one's root.
+/// second URI of a foreign trust domain never borrows the first one's root. Where bundles say that a trust domain has
+/// several names, the same workload under another one of them is as good.
 pub(crate) fn peer(
     current: &Current,
     leaf: &CertificateDer<'_>,
@@ -104,7 +105,8 @@ pub(crate) fn peer(
         return vouched(first);
     };
     let mut refused = None;
-    for id in ids.iter().filter(|id| expected.contains(id)) {
+    let is_expected = |id: &&SpiffeId| expected.iter().any(|one| current.is_same(one, id));
+    for id in ids.iter().filter(is_expected) {
         match vouched(id) {
             Ok(()) => return Ok(()),
             Err(error) => refused = Some(error),

@@ -12,13 +12,15 @@
 use crate::{mix::checksum, own::Own, snapshot::Snapshot};
 use prost::encoding::{decode_varint, encode_varint};
 use tombolo_proto::{type_url, xds};
-use tombolo_types::AddressPlan;
+use tombolo_types::{AddressPlan, TrustDomain};
 
 const MAGIC: &[u8; 8] = b"TMBSNAP\n";
 /// Advanced with every change that an older program would misread. A new type of resources is none: who does not know
 /// it leaves it out, and a file without it says that none was received.
 const FORMAT: u32 = 1;
 const HEADER_BYTES: usize = 8 + 4 + 8;
+/// Between the trust domain and the rest of an owner.
+const OWNER_PREFIX: &str = "/ns/";
 const ADDRESSES_SYNCED: u8 = 1;
 const POLICIES_SYNCED: u8 = 2;
 
@@ -67,7 +69,8 @@ impl Snapshot {
         bytes.push(
             flag(self.addresses_synced, ADDRESSES_SYNCED) | flag(self.policies_synced, POLICIES_SYNCED),
         );
-        put(&mut bytes, owner(&self.own).as_bytes());
+        let of = format!("{}{OWNER_PREFIX}{}", self.own.trust_domain, owner(&self.own));
+        put(&mut bytes, of.as_bytes());
         for type_url in TYPES {
             self.each_held(type_url, &mut |name, version, payload| {
                 for part in [type_url.as_bytes(), name.as_bytes(), version.as_bytes(), payload] {
@@ -86,6 +89,20 @@ impl Snapshot {
     /// # Errors
     /// When the bytes are damaged, written by a newer program, or another workload's.
     pub fn decode(bytes: &[u8], plan: AddressPlan, own: Own) -> Result<Self, SnapshotError> {
+        Self::decode_renamed(bytes, plan, own, &[])
+    }
+
+    /// As [`Snapshot::decode`], where the own trust domain is or was also known by `names`: what was written under one of
+    /// them is still the own workload's.
+    ///
+    /// # Errors
+    /// As [`Snapshot::decode`].
+    pub fn decode_renamed(
+        bytes: &[u8],
+        plan: AddressPlan,
+        own: Own,
+        names: &[TrustDomain],
+    ) -> Result<Self, SnapshotError> {
         let magic = &bytes[..bytes.len().min(MAGIC.len())];
         if magic.is_empty() || magic != &MAGIC[..magic.len()] {
             return Err(SnapshotError::NotASnapshot);
@@ -108,16 +125,23 @@ impl Snapshot {
         if format != FORMAT || number(12..HEADER_BYTES) != checksum(body) {
             return Err(SnapshotError::Damaged);
         }
-        read_body(body, plan, own)
+        read_body(body, plan, own, names)
     }
 }
 
-fn read_body(mut body: &[u8], plan: AddressPlan, own: Own) -> Result<Snapshot, SnapshotError> {
+fn read_body(
+    mut body: &[u8],
+    plan: AddressPlan,
+    own: Own,
+    names: &[TrustDomain],
+) -> Result<Snapshot, SnapshotError> {
     let (&flags, rest) = body.split_first().ok_or(SnapshotError::Damaged)?;
     body = rest;
     let written_for = take_text(&mut body)?;
-    if written_for != owner(&own) {
-        return Err(SnapshotError::Foreign(written_for.to_owned()));
+    let foreign = || SnapshotError::Foreign(written_for.to_owned());
+    let (name, rest) = written_for.split_once(OWNER_PREFIX).ok_or_else(foreign)?;
+    if rest != owner(&own) {
+        return Err(foreign());
     }
     let mut snapshot = Snapshot::empty(plan, own);
     // Resources of one type stand together; applied together they share their texts.
@@ -142,22 +166,26 @@ fn read_body(mut body: &[u8], plan: AddressPlan, own: Own) -> Result<Snapshot, S
         });
     }
     snapshot.apply(batch.0, batch.1, &[]);
+    // Written by the same workload before its trust domain was renamed?
+    let known = |name: TrustDomain| snapshot.is_own(&name) || names.contains(&name);
+    if !name.parse().is_ok_and(known) {
+        return Err(foreign());
+    }
     snapshot.addresses_synced = flags & ADDRESSES_SYNCED != 0;
     snapshot.policies_synced = flags & POLICIES_SYNCED != 0;
     Ok(snapshot)
 }
 
-/// Whose snapshot it is: names of workloads and policies mean something else to anybody else.
+/// Whose snapshot it is, after the trust domain: names of workloads and policies mean something else to anybody else.
 fn owner(own: &Own) -> String {
     let Own {
         namespace,
         workload_name,
         service_account,
         mesh_domain,
-        trust_domain,
         ..
     } = own;
-    format!("{trust_domain}/ns/{namespace}/sa/{service_account}/workload/{workload_name} in {mesh_domain}")
+    format!("{namespace}/sa/{service_account}/workload/{workload_name} in {mesh_domain}")
 }
 
 fn put(bytes: &mut Vec<u8>, part: &[u8]) {

@@ -14,6 +14,7 @@ mod claims;
 mod convert;
 mod disk;
 mod mix;
+mod names;
 mod own;
 mod policies;
 mod registry;

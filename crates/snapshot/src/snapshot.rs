@@ -1,5 +1,6 @@
 use crate::{
     convert::{self, Interner},
+    names::{self, Bundle},
     own::{ExposedPort, Exposure, Own},
     policies::Policies,
     registry::{Registry, is_virtual},
@@ -25,7 +26,7 @@ pub struct Snapshot {
     pub(crate) policies: Policies,
     /// Sorted device ids by resource name; there is one resource, "devices".
     pub(crate) revocations: OrdMap<Arc<str>, Arc<Held<Vec<u64>>>>,
-    pub(crate) bundles: OrdMap<TrustDomain, Arc<Held<String>>>,
+    pub(crate) bundles: OrdMap<TrustDomain, Arc<Held<Bundle>>>,
     pub(crate) exposure: Option<Arc<Held<Exposure>>>,
     /// Ways into networks, by network.
     pub(crate) gateways: OrdMap<Arc<str>, Arc<Held<Vec<Gateway>>>>,
@@ -132,15 +133,10 @@ impl Snapshot {
                     .map_err(|error| error.to_string());
                 let checked = checked.and_then(|trust_domain| {
                     check_name(&name, &trust_domain)?;
-                    if message.roots_pem.trim().is_empty() {
-                        Err("has no roots".to_owned())
-                    } else {
-                        Ok(trust_domain)
-                    }
+                    Ok((trust_domain, names::bundle(message)?))
                 });
-                let trust_domain = checked.map_err(rejected(name))?;
-                self.bundles
-                    .insert(trust_domain, Held::new(message.roots_pem, payload));
+                let (trust_domain, bundle) = checked.map_err(rejected(name))?;
+                self.bundles.insert(trust_domain, Held::new(bundle, payload));
             }
             type_url::SERVICE_VIP => {
                 let (name, message, payload) = open::<v1::ServiceVip>(type_url, resource)?;
@@ -454,7 +450,7 @@ impl Snapshot {
     pub fn trust_bundles(&self) -> impl Iterator<Item = (&TrustDomain, &str)> {
         self.bundles
             .iter()
-            .map(|(trust_domain, held)| (trust_domain, held.item.as_str()))
+            .map(|(trust_domain, held)| (trust_domain, held.item.roots_pem.as_str()))
     }
 }
 

@@ -71,6 +71,8 @@ pub struct Authority {
     pub(crate) limits: TtlLimits,
     /// Its signing certificate as older authorities signed it, each with its end in Unix seconds.
     pub(crate) crosses: Vec<(CertificateDer<'static>, u64)>,
+    /// Names under which discovery is dialled beside `trust_domain`.
+    pub(crate) other_names: Vec<TrustDomain>,
 }
 
 impl fmt::Debug for Authority {
@@ -198,6 +200,7 @@ impl Authority {
             root_pin,
             limits: TtlLimits::default(),
             crosses: Vec::new(),
+            other_names: Vec::new(),
         };
         authority.try_out()?;
         Ok(authority)
@@ -306,7 +309,8 @@ impl Authority {
     }
 
     /// Makes a key and its certificate for a server of ours (discovery): `id` and the names and addresses that
-    /// clients without SPIFFE check. The chain includes the roots.
+    /// clients without SPIFFE check. The chain includes the roots. `id` may be of one of the other names of the trust
+    /// domain (see [`crate::Publication`]): whoever knows only that one finds discovery by it.
     ///
     /// # Errors
     /// When a name cannot stand in a certificate, `id` is of another trust domain, or the authority has expired.
@@ -318,6 +322,9 @@ impl Authority {
         ttl: Duration,
         now: SystemTime,
     ) -> Result<WorkloadIdentity, CaError> {
+        if !self.other_names.contains(&id.trust_domain) {
+            self.check_own(id)?;
+        }
         let mut names = Vec::with_capacity(dns.len() + ips.len());
         for name in dns {
             let text = name
@@ -351,6 +358,7 @@ impl Authority {
     ) -> Result<Issued, CaError> {
         let (not_before, not_after) = self.validity(ttl, now)?;
         let key = csr::public_key(csr_pem)?;
+        self.check_own(id)?;
         let (leaf, serial) = self.sign(&key, id, Vec::new(), device, (not_before, not_after))?;
         let mut cert_chain = vec![certificates_to_pem([&leaf])];
         cert_chain.extend(
@@ -363,6 +371,16 @@ impl Authority {
             serial,
             not_before,
             not_after,
+        })
+    }
+
+    fn check_own(&self, id: &SpiffeId) -> Result<(), CaError> {
+        if id.trust_domain == self.trust_domain {
+            return Ok(());
+        }
+        Err(CaError::ForeignTrustDomain {
+            id: id.clone(),
+            ours: self.trust_domain.clone(),
         })
     }
 
@@ -392,12 +410,6 @@ impl Authority {
         device: Option<DeviceId>,
         (not_before, not_after): (u64, u64),
     ) -> Result<(CertificateDer<'static>, Vec<u8>), CaError> {
-        if id.trust_domain != self.trust_domain {
-            return Err(CaError::ForeignTrustDomain {
-                id: id.clone(),
-                ours: self.trust_domain.clone(),
-            });
-        }
         let uri = id.to_string();
         names.insert(
             0,

@@ -17,7 +17,7 @@ use std::{
 use tombolo_identity::{
     TrustBundle, WorkloadIdentity, certificates_from_pem, certificates_to_pem, root_facts, serial,
 };
-use tombolo_types::SpiffeId;
+use tombolo_types::{SpiffeId, TrustDomain};
 
 /// What is published beside the roots of an authority's own folder.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -28,6 +28,10 @@ pub struct Publication {
     pub retired_pem: String,
     /// The signing certificate as older authorities signed it: whoever holds only an older root follows by it.
     pub crosses_pem: String,
+    /// The name that identities are made for, where it is not the one that the authority was founded with.
+    pub trust_domain: Option<TrustDomain>,
+    /// Other names of the trust domain, for the certificates of discovery alone.
+    pub other_names: Vec<TrustDomain>,
 }
 
 impl Authority {
@@ -50,6 +54,11 @@ impl Authority {
                 self.crosses.push((cross, end));
             }
         }
+        if let Some(name) = &with.trust_domain {
+            self.trust_domain = name.clone();
+            bundle = bundle.named(name.clone());
+        }
+        self.other_names.clone_from(&with.other_names);
         self.roots_pem = certificates_to_pem(bundle.roots());
         self.material.bundle = bundle;
         Ok(self)

@@ -188,10 +188,10 @@ impl Registry {
     }
 
     /// True if services name the identity of an entry: a caller in another network than the entry's cannot know whom
-    /// of a service's endpoints it will meet.
+    /// of a service's endpoints it will meet, and while the trust domain is renamed nobody knows under which name.
     pub(crate) fn is_named(&self, key: &ObjectKey) -> bool {
         let local = &self.settings.network;
-        self.places.is_remote(key, local) || self.places.spans(local)
+        self.is_renamed() || self.places.is_remote(key, local) || self.places.spans(local)
     }
 
     /// The network that an endpoint is written for.

@@ -4,6 +4,7 @@ use crate::{
     imports::imported_host,
     peer_authentication,
     registry::Producer,
+    trust_names,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -112,9 +113,10 @@ impl Registry {
             device_ids: self.revoked.iter().map(|device| device.0).collect(),
         };
         let revoked = content::resource(type_url::REVOCATIONS, REVOCATIONS_NAME.to_owned(), &revoked);
-        let bundles = self.trust_bundles().into_iter().map(|bundle| {
-            content::resource(type_url::TRUST_BUNDLE, bundle.trust_domain.clone(), &bundle)
-        });
+        let bundles = self
+            .trust_bundles()
+            .into_iter()
+            .map(|bundle| content::resource(type_url::TRUST_BUNDLE, bundle.trust_domain.clone(), &bundle));
         policies.chain([revoked]).chain(bundles).collect()
     }
 
@@ -128,13 +130,22 @@ impl Registry {
                 merged.insert(name.clone(), own.clone());
             }
         }
+        let mut imported = self.imported_names();
+        let has_bundle: BTreeSet<TrustDomain> = merged.keys().cloned().collect();
         let bundle = |(trust_domain, roots_pem): (TrustDomain, String)| {
-            let is_own = trust_domain == settings.trust_domain;
+            let (also, former) = if trust_domain == settings.trust_domain {
+                (texts(&settings.also), texts(&settings.former))
+            } else {
+                let names = imported.remove(&trust_domain).unwrap_or_default();
+                let also = names.also.iter().map(ToString::to_string).collect();
+                let former = names.former.difference(&has_bundle).map(ToString::to_string);
+                (also, former.collect())
+            };
             TrustBundle {
                 trust_domain: trust_domain.to_string(),
                 roots_pem,
-                also: if is_own { texts(&settings.also) } else { Vec::new() },
-                former: if is_own { texts(&settings.former) } else { Vec::new() },
+                also,
+                former,
             }
         };
         merged.into_iter().map(bundle).collect()
@@ -144,7 +155,8 @@ impl Registry {
         let Some(policy) = self.policies.get(object) else {
             return Vec::new();
         };
-        let converted = authorization::convert(policy, &self.settings.root_namespace);
+        let policy = trust_names::widened(policy, &self.settings);
+        let converted = authorization::convert(&policy, &self.settings.root_namespace);
         let name = || key(&object.namespace, &object.name);
         converted
             .authorization

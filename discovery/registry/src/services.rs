@@ -21,7 +21,6 @@ use tombolo_proto::{
     tombolo::v1::ServiceVip,
     type_url,
 };
-use tombolo_types::SpiffeId;
 
 impl Registry {
     /// All resources of a ServiceEntry.
@@ -90,14 +89,11 @@ impl Registry {
             .map(String::as_str);
         // Others than SPIFFE ids are for TLS that the application speaks.
         let written = spec.subject_alt_names.iter();
-        let written = written.filter(|name| name.parse::<SpiffeId>().is_ok());
-        let mut subject_alt_names: Vec<String> = written.cloned().collect();
-        let remote = self.remote_identities(service, owner, host);
-        subject_alt_names.extend(
-            remote
-                .into_iter()
-                .filter(|name| !spec.subject_alt_names.contains(name)),
-        );
+        let mut subject_alt_names: Vec<String> =
+            written.flat_map(|name| self.written_identities(name)).collect();
+        let mut remote = self.remote_identities(service, owner, host);
+        remote.retain(|name| !subject_alt_names.contains(name));
+        subject_alt_names.extend(remote);
         Service {
             name: service.key.name.to_string(),
             namespace: service.key.namespace.to_string(),

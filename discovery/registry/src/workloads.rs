@@ -178,10 +178,11 @@ impl Registry {
     ) -> BTreeSet<String> {
         let local = self.settings.network.as_str();
         let mut found = self.imported_identities(&service.key.namespace, host);
-        if !self.places.any_remote(local) {
+        let renamed = self.is_renamed();
+        if !renamed && !self.places.any_remote(local) {
             return found;
         }
-        let spans = self.places.spans(local);
+        let spans = renamed || self.places.spans(local);
         let entries = match self.entries.get(owner) {
             Some(entry) => vec![entry],
             None => self.selected_entries(service),
@@ -196,7 +197,7 @@ impl Registry {
         let named = |endpoint: &WorkloadEntrySpec| spans || self.home_network(endpoint) != local;
         let written = written.filter(|endpoint| named(endpoint) && is_tunnelled(&endpoint.labels, &none));
         let specs = entries.map(|entry| &entry.object.spec).chain(written);
-        found.extend(specs.filter_map(|spec| self.identity(&service.key.namespace, spec)));
+        found.extend(specs.flat_map(|spec| self.identities(&service.key.namespace, spec)));
         found
     }
 

@@ -400,4 +400,11 @@ impl Admin for AdminService {
         let call = self.call(&request).await?;
         Ok(Response::new(self.rotate(&call, request.get_ref()).await?))
     }
+    async fn migrate_trust(
+        &self,
+        request: Request<pb::MigrateTrustRequest>,
+    ) -> Result<Response<pb::MigrateTrustResponse>, Status> {
+        let call = self.call(&request).await?;
+        Ok(Response::new(self.migrate(&call, request.get_ref()).await?))
+    }
 }

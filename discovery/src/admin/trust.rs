@@ -1,16 +1,19 @@
-//! The roots that are believed, and the rotation of the own one.
+//! The roots that are believed, the rotation of the own one, and the renaming of the own trust domain.
 
 use super::{AdminService, Call};
 use crate::{
     refusal::Refusal,
     roles::{Thing, Verb},
-    trust::{Asked, Named, Rotation, Status},
+    trust::{Asked, AskedName, Migration, NameStatus, Named, OwnNames, Rotation, Status},
 };
 use std::collections::BTreeMap;
 use tombolo_federation::Standing;
 use tombolo_identity::{TrustBundle, certificates_to_pem, root_facts, root_pin};
 use tombolo_proto::tombolo::admin::v1 as pb;
 use tombolo_types::TrustDomain;
+
+/// Characters of a name that are kept in the audit log.
+const NAME_MAX: usize = 253;
 
 impl AdminService {
     pub(super) async fn trust(&self, call: &Call) -> Result<pb::ListTrustResponse, Refusal> {
@@ -42,6 +45,7 @@ impl AdminService {
         Ok(pb::ListTrustResponse {
             roots,
             rotation: Some(rotation(status)),
+            names: Some(names(mesh.trust.names().await?)),
         })
     }
 
@@ -82,6 +86,60 @@ impl AdminService {
         Ok(pb::RotateTrustResponse {
             rotation: Some(rotation(result?)),
         })
+    }
+}
+
+impl AdminService {
+    pub(super) async fn migrate(
+        &self,
+        call: &Call,
+        request: &pb::MigrateTrustRequest,
+    ) -> Result<pb::MigrateTrustResponse, Refusal> {
+        let mesh = &self.context.mesh;
+        let object = format!("Trust {}", mesh.settings.trust_domain);
+        self.authorize(call, Verb::Update, Thing::Cluster, None, &object)?;
+        let step = Migration::find(&request.step)
+            .ok_or_else(|| Refusal::invalid("a step is start, switch, finish or abort"))?;
+        let asked = AskedName {
+            migration: step,
+            name: request.trust_domain.clone(),
+            force: request.force,
+            dry_run: request.dry_run,
+            by: call.caller.to_string(),
+        };
+        let mut verb = format!("migrate-{}", step.as_str());
+        if step == Migration::Start {
+            let name: String = request.trust_domain.chars().take(NAME_MAX).collect();
+            verb = format!("{verb} {name}");
+        }
+        if matches!(step, Migration::Switch | Migration::Finish) && request.force {
+            verb.push_str(" --force");
+        }
+        let digest = |names: &OwnNames| {
+            let all: Vec<&str> = names.all().map(TrustDomain::as_str).collect();
+            crate::audit::sha256(all.join(" ").as_bytes())
+        };
+        let before = mesh.trust.names().await?.names;
+        let result = mesh.trust.migrate(asked).await;
+        // What was only asked for changes nothing; a refusal is told.
+        if !request.dry_run || result.is_err() {
+            let after = result.as_ref().ok().map(|status| digest(&status.names));
+            let outcome = result.as_ref().map(|_| ());
+            self.record(call, &verb, &object, (Some(digest(&before)), after), outcome);
+        }
+        Ok(pb::MigrateTrustResponse {
+            names: Some(names(result?)),
+        })
+    }
+}
+
+fn names(status: NameStatus) -> pb::NamesStatus {
+    let texts = |all: &[TrustDomain]| all.iter().map(ToString::to_string).collect();
+    pb::NamesStatus {
+        trust_domain: status.names.signing.to_string(),
+        also: texts(&status.names.also),
+        former: texts(&status.names.former),
+        migration: Some(rotation(status.status)),
     }
 }
 

@@ -12,7 +12,7 @@ mod renew;
 
 pub(crate) use entry::follow;
 pub(crate) use gateway::{Place, group_of};
-pub(crate) use renew::expiry;
+pub(crate) use renew::{expiry, trust_domain_of};
 
 use crate::{
     audit::{Audit, Line},
@@ -35,7 +35,7 @@ use tombolo_config::{Object, WorkloadEntrySpec, WorkloadGroupSpec};
 use tombolo_proto::tombolo::v1::{self as pb, enrollment_server::Enrollment};
 use tombolo_registry::MeshSettings;
 use tombolo_runtime::fair;
-use tombolo_types::{DeviceId, SpiffeId};
+use tombolo_types::{DeviceId, SpiffeId, TrustDomain};
 use tonic::{Request, Response, Status};
 
 /// Redemptions at once, and as many renewals of hosts that show no certificate: a flood of attempts delays no renewal of a
@@ -231,7 +231,16 @@ impl Context {
             generation: spec.generation,
             hostnames: entry::hostnames(entry, &services),
             probe_json: probe_json.unwrap_or_default(),
+            other_names: {
+                let names = self.settings.also.iter().chain(&self.settings.former);
+                names.map(ToString::to_string).collect()
+            },
         })
+    }
+
+    /// True for a chain that can be given out again: it is of the name that certificates are made for now.
+    fn is_of_signing_name(&self, chain: &[String]) -> bool {
+        trust_domain_of(chain).is_some_and(|name| name == self.settings.trust_domain)
     }
 
     /// The audit line of a call, and its result in the counters.
@@ -290,11 +299,18 @@ impl Enrollment for EnrollmentService {
         request: Request<pb::PreflightRequest>,
     ) -> Result<Response<pb::PreflightResponse>, Status> {
         let settings = &self.context.settings;
+        // By the name that is asked for: a token of before a renaming knows only that one.
+        let asked = link_of(&request).asked;
+        let known = |name: &TrustDomain| settings.is_own(name) || settings.former.contains(name);
+        let trust_domain = asked.filter(|name| known(name));
         let token = self.context.token_facts(&request.into_inner().token_id).await;
         Ok(Response::new(pb::PreflightResponse {
             hello: Some(Context::hello()),
             server_time_unix_ms: server_time(),
-            trust_domain: settings.trust_domain.to_string(),
+            trust_domain: trust_domain
+                .as_ref()
+                .unwrap_or(&settings.trust_domain)
+                .to_string(),
             mesh_domain: settings.mesh_domain.clone(),
             vip_prefixes: settings.plan.prefixes().to_vec(),
             token,

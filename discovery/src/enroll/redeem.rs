@@ -263,7 +263,7 @@ impl Context {
             &device.spec.service_account,
             id,
         )?;
-        if key_digest == device.spec.csr_digest && !device.spec.cert_chain.is_empty() {
+        if key_digest == device.spec.csr_digest && self.is_of_signing_name(&device.spec.cert_chain) {
             let chain = device.spec.cert_chain.clone();
             return Ok(Enrolled {
                 id,

@@ -11,7 +11,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use tombolo_config::{DeviceSpec, Object, Resource, WorkloadGroupSpec};
 use tombolo_identity::{proof, verify_device_signature};
 use tombolo_proto::tombolo::v1 as pb;
-use tombolo_types::{Code, DeviceId};
+use tombolo_types::{Code, DeviceId, TrustDomain};
 
 /// How far a device may be ahead of the store: more renewals than a backup can miss. Whoever has a copy of the device key
 /// could otherwise use up all generations, and not even a readmission would bring the device back.
@@ -126,8 +126,14 @@ impl Context {
             )?;
             let mut renewed = device.clone();
             let chain = match step(&device.spec, request.generation, &certified.key_digest) {
-                Step::Repeat if is_fresh(&device.spec.cert_chain) => device.spec.cert_chain.clone(),
-                // The answer was lost so long ago that its certificate has expired: a new one for the same key.
+                Step::Repeat
+                    if is_fresh(&device.spec.cert_chain)
+                        && self.is_of_signing_name(&device.spec.cert_chain) =>
+                {
+                    device.spec.cert_chain.clone()
+                }
+                // The answer was lost so long ago that its certificate has expired, or is of a name that the trust domain
+                // had then: a new one for the same key.
                 Step::Repeat => {
                     renewed.spec.cert_chain.clone_from(&certified.chain);
                     certified.chain
@@ -203,6 +209,13 @@ pub(crate) fn expiry(chain: &[String]) -> Option<u64> {
     use rustls::pki_types::{CertificateDer, pem::PemObject as _};
     let der = CertificateDer::from_pem_slice(chain.first()?.as_bytes()).ok()?;
     Some(tombolo_identity::peer_of(&[der]).ok()?.not_after)
+}
+
+/// Of which trust domain a chain's leaf is.
+pub(crate) fn trust_domain_of(chain: &[String]) -> Option<TrustDomain> {
+    use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+    let der = CertificateDer::from_pem_slice(chain.first()?.as_bytes()).ok()?;
+    Some(tombolo_identity::peer_of(&[der]).ok()?.id.trust_domain)
 }
 
 #[cfg(test)]

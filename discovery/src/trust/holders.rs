@@ -1,7 +1,7 @@
 //! Who is ready for the next step: members, other clusters, and certificates that are still out.
 
 use crate::{
-    enroll::expiry,
+    enroll::{expiry, trust_domain_of},
     federation::Shown,
     fleet::{DRAINING, View, liveness::Standing},
     xds::{SubscriberState, TypeState},
@@ -11,7 +11,7 @@ use tombolo_ca::Authority;
 use tombolo_federation::Standing as Membership;
 use tombolo_identity::utc;
 use tombolo_proto::type_url;
-use tombolo_types::DeviceId;
+use tombolo_types::{DeviceId, TrustDomain};
 
 /// Names that are shown of each kind at most.
 const NAMES_MAX: usize = 20;
@@ -185,6 +185,35 @@ pub(super) fn outstanding(view: &View, signs: &Authority, others_until: u64, now
                 "certificates of the old root may be out until {}",
                 utc(others_until)
             ),
+        });
+    }
+    found
+}
+
+/// Certificates for a name that the trust domain is about to lose, and that are still good.
+pub(super) fn named_after(view: &View, old: &TrustDomain, others_until: u64, now_unix: u64) -> Vec<Named> {
+    let mut found = Vec::new();
+    for member in view.members.values() {
+        let spec = &member.device.spec;
+        if spec.revoked.is_some() || trust_domain_of(&spec.cert_chain).is_none_or(|name| name != *old) {
+            continue;
+        }
+        if let Some(until) = expiry(&spec.cert_chain).filter(|until| *until > now_unix) {
+            let where_ = if member.is_connected() {
+                ""
+            } else {
+                "; the VM is away"
+            };
+            found.push(Named {
+                who: format!("{}/{}", member.device.metadata.namespace, spec.workload_entry),
+                why: format!("its certificate for {old} is good until {}{where_}", utc(until)),
+            });
+        }
+    }
+    if others_until > now_unix {
+        found.push(Named {
+            who: "clients without a device (ztunnel, Envoy)".into(),
+            why: format!("certificates for {old} may be out until {}", utc(others_until)),
         });
     }
     found

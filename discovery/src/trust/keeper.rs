@@ -3,6 +3,7 @@
 use super::{
     Asked, COMMANDS_MAX, Command, HOUR_SECONDS, Rotation, Status, Trust,
     holders::{Holders, holders, outstanding, told},
+    names::{OwnNames, Renaming},
     record::{Kept, Place, Record, Step},
 };
 use crate::{
@@ -14,7 +15,7 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tombolo_ca::{Authority, TtlLimits};
 use tombolo_config::{Kind, Resource};
 use tombolo_identity::{LiveIdentity, certificates_to_pem};
@@ -24,7 +25,7 @@ use tombolo_store::Store;
 use tombolo_types::{Code, TrustDomain};
 
 /// How long a host may be away and still follow a change of roots, and how long connections of an old root may run on.
-const KEPT: Duration = Duration::from_secs(90 * 24 * 3600);
+pub(super) const KEPT: Duration = Duration::from_secs(90 * 24 * 3600);
 /// How often is looked for what is kept no longer.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
 
@@ -39,6 +40,7 @@ pub struct Opened {
     authority: Reader<Authority>,
     step_tx: Publisher<&'static str>,
     step: Reader<&'static str>,
+    names: OwnNames,
     commands: (mpsc::Sender<Command>, mpsc::Receiver<Command>),
 }
 
@@ -56,6 +58,8 @@ pub struct TrustConfig {
     pub federation: Federation,
     /// Who has acknowledged what.
     pub subscribers: Subscribers,
+    /// Wakes whoever opens discovery anew.
+    pub again: Arc<Notify>,
 }
 
 impl std::fmt::Debug for TrustConfig {
@@ -64,28 +68,30 @@ impl std::fmt::Debug for TrustConfig {
     }
 }
 
-/// Opens the CA that signs, at the step that the store says.
+/// Opens the CA that signs, at the step that the store says. `founding` is the name that the mesh was founded with.
 ///
 /// # Errors
 /// When the record or a CA that it names cannot be read.
 pub async fn open(
     store: Arc<dyn Store>,
     state: &StateDir,
-    trust_domain: &TrustDomain,
+    founding: &TrustDomain,
     limits: TtlLimits,
 ) -> anyhow::Result<Opened> {
     let place = Place {
         store,
         state: state.clone(),
-        trust_domain: trust_domain.clone(),
+        founding: founding.clone(),
     };
     let (record, version) = place.load().await.context("the state of trust cannot be read")?;
     name_strays(&place, &record);
     let mut authority = place.open(&record, now_unix())?;
     authority.set_limits(limits)?;
     let (authority_tx, authority) = published(authority);
-    let (step_tx, step) = published(record.step.name());
+    let (step_tx, step) = published(under_way(&record));
+    let names = record.names.own(founding);
     Ok(Opened {
+        names,
         place,
         record,
         version,
@@ -98,7 +104,20 @@ pub async fn open(
     })
 }
 
+/// The step of whatever is exchanged.
+fn under_way(record: &Record) -> &'static str {
+    match (&record.step, &record.names.step) {
+        (Step::Steady, renaming) => renaming.name(),
+        (rotation, _) => rotation.name(),
+    }
+}
+
 impl Opened {
+    /// How the trust domain is called, for as long as discovery is open.
+    pub fn names(&self) -> &OwnNames {
+        &self.names
+    }
+
     /// The handle; commands wait until [`start`].
     pub fn handle(&self) -> Trust {
         Trust {
@@ -118,10 +137,13 @@ pub fn start(opened: Opened, config: TrustConfig, tasks: &TaskGroup) {
         limits,
         authority_tx,
         step_tx,
+        names,
         commands: (_, commands_rx),
         ..
     } = opened;
     let owner = Owner {
+        names,
+        closing: false,
         place,
         record,
         version,
@@ -133,23 +155,27 @@ pub fn start(opened: Opened, config: TrustConfig, tasks: &TaskGroup) {
     tasks.spawn_until_stopped("trust owner", owner.run(commands_rx));
 }
 
-fn now_unix() -> u64 {
+pub(super) fn now_unix() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.unwrap_or_default().as_secs()
 }
 
-fn now_unix_ms() -> i64 {
+pub(super) fn now_unix_ms() -> i64 {
     jiff::Timestamp::now().as_millisecond()
 }
 
-struct Owner {
-    place: Place,
-    record: Record,
-    version: Option<u64>,
+pub(super) struct Owner {
+    pub(super) place: Place,
+    pub(super) record: Record,
+    pub(super) version: Option<u64>,
     limits: TtlLimits,
     authority_tx: Publisher<Authority>,
     step_tx: Publisher<&'static str>,
-    config: TrustConfig,
+    pub(super) config: TrustConfig,
+    /// In force since discovery opened.
+    pub(super) names: OwnNames,
+    /// A step of a renaming is written: discovery is about to open anew, and this owner does nothing more.
+    pub(super) closing: bool,
 }
 
 impl Owner {
@@ -168,9 +194,20 @@ impl Owner {
 
     async fn take(&mut self, command: Command) {
         // Nobody waits for an answer any more when `send` fails: the caller has gone.
+        if self.closing {
+            return; // the caller hears that discovery is stopping
+        }
         match command {
             Command::Show(reply) => drop(reply.send(self.status().await)),
             Command::Rotate(asked, reply) => drop(reply.send(self.rotate(asked).await)),
+            Command::ShowNames(reply) => drop(reply.send(self.name_status().await)),
+            Command::Migrate(asked, reply) => {
+                let answer = self.migrate(asked).await;
+                let _ = reply.send(answer);
+                if self.closing {
+                    self.config.again.notify_one();
+                }
+            }
             Command::Other(until) => self.note_other(until).await,
         }
     }
@@ -204,21 +241,22 @@ impl Owner {
         // What cannot be opened is not written.
         let mut authority = self.place.open(&record, now_unix()).map_err(Refusal::internal)?;
         authority.set_limits(self.limits).map_err(Refusal::internal)?;
-        let identity = self
+        let (identity, others) = self
             .config
             .names
             .issue(&authority, SystemTime::now())
             .map_err(Refusal::internal)?;
         let version = self.place.save(&record, self.version).await?;
         (self.record, self.version) = (record, Some(version));
-        self.step_tx.publish(self.record.step.name());
-        let bundle = authority.bundle();
+        self.step_tx.publish(under_way(&self.record));
+        let bundles = self.names.bundles(&authority.bundle());
         let bundle_pem = authority.bundle_pem();
         self.authority_tx.publish(authority);
         // The roots first: nobody may hold a certificate whose root is not published.
-        self.config.live.set_bundles(vec![Arc::new(bundle)]);
-        self.config.live.set_identity(Arc::new(identity));
-        let trust_domain = self.place.trust_domain.clone();
+        let bundles = bundles.into_iter().map(Arc::new).collect();
+        self.config.live.set_bundles(bundles);
+        self.config.live.set_identities(identity, others);
+        let trust_domain = self.names.signing.clone();
         self.config
             .fleet
             .set_bundle(trust_domain, bundle_pem.clone())
@@ -228,13 +266,12 @@ impl Owner {
         Ok(())
     }
 
-    async fn holders(&self) -> Result<Holders, Refusal> {
+    pub(super) async fn holders(&self) -> Result<Holders, Refusal> {
         let clusters = self.config.federation.show().await?;
         let world = self.config.fleet.world().load();
-        let name = self.place.trust_domain.to_string();
         let version = world
             .resources(type_url::TRUST_BUNDLE)
-            .and_then(|all| all.get(name.as_str()))
+            .and_then(|all| all.get(self.names.signing.as_str()))
             .map(|compiled| compiled.version.to_string())
             .unwrap_or_default();
         let rows = self.config.subscribers.list();
@@ -248,7 +285,7 @@ impl Owner {
     }
 
     /// Join tokens that name the old root and could still be used.
-    async fn tokens_before(&self, since_unix_ms: i64) -> Result<usize, Refusal> {
+    pub(super) async fn tokens_before(&self, since_unix_ms: i64) -> Result<usize, Refusal> {
         let (tokens, _) = self.config.objects.list(Some(Kind::JoinToken), None).await?;
         let now = now_unix_ms();
         let live = tokens.iter().filter(|token| {
@@ -335,6 +372,12 @@ impl Owner {
     }
 
     async fn rotate(&mut self, asked: Asked) -> Result<Status, Refusal> {
+        if self.record.names.step != Renaming::Steady {
+            return Err(Refusal::new(
+                Code::TrustStep,
+                "the trust domain is being renamed: finish or abort that first (tombolo trust migrate)",
+            ));
+        }
         let status = self.status().await?;
         let name = asked.rotation.as_str();
         if !status.next.contains(&name) {
@@ -375,7 +418,11 @@ impl Owner {
     async fn begin(&mut self, by: String) -> Result<(), Refusal> {
         let next = format!("ca-{:08x}", rand::random::<u32>());
         let folder = self.place.folder(&next);
-        let signs = self.authority_tx.load();
+        // Folders of CAs are all of the name that the mesh was founded with.
+        let signs = self
+            .place
+            .authority(&self.record.signing)
+            .map_err(Refusal::internal)?;
         let (now, made) = (SystemTime::now(), folder.clone());
         let made = tokio::task::spawn_blocking(move || {
             let next = signs.create_next(&made, now)?;

@@ -1,10 +1,13 @@
-//! The roots of the own trust domain, and how one follows another while everything goes on.
+//! The roots and the names of the own trust domain, and how one follows another while everything goes on.
 //!
 //! | step | believed | signs | how it ends |
 //! |---|---|---|---|
 //! | steady | the root | the root | `start` |
 //! | started | old, new | old | `switch`, or `abort` back to steady |
 //! | switched | new, old | new; the old one's signature under the new one is sent along | `finish` |
+//!
+//! Names are exchanged in the same steps (the names module says how), one exchange at a time: of roots or of names. What
+//! depends on the name is everywhere, so discovery opens itself anew after each step of a renaming.
 //!
 //! One owner task makes the steps. A step is one write to the store; what it needs on disk was made before, and what
 //! follows from it (certificate, bundles) is put into force after it, at a start of discovery too.
@@ -15,10 +18,13 @@
 
 mod holders;
 mod keeper;
+mod names;
 mod record;
+mod rename;
 
 pub use holders::{Holders, Named};
-pub use keeper::{TrustConfig, open, start};
+pub use keeper::{Opened, TrustConfig, open, start};
+pub use names::OwnNames;
 
 use crate::refusal::Refusal;
 use tokio::sync::{mpsc, oneshot};
@@ -108,12 +114,74 @@ pub struct Status {
     pub retired_pem: String,
 }
 
+/// A step of a renaming.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Migration {
+    /// Another name is believed beside the one that certificates are made for.
+    Start,
+    /// Certificates are made for the new name from now on.
+    Switch,
+    /// The old name lets nobody in from now on.
+    Finish,
+    /// Takes a start back.
+    Abort,
+}
+
+impl Migration {
+    /// By its name on the command line.
+    pub fn find(name: &str) -> Option<Self> {
+        match name {
+            "start" => Some(Self::Start),
+            "switch" => Some(Self::Switch),
+            "finish" => Some(Self::Finish),
+            "abort" => Some(Self::Abort),
+            _ => None,
+        }
+    }
+
+    /// Its name on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Switch => "switch",
+            Self::Finish => "finish",
+            Self::Abort => "abort",
+        }
+    }
+}
+
+/// Who asks for a step of a renaming, and how.
+#[derive(Debug, Clone)]
+pub struct AskedName {
+    /// Which.
+    pub migration: Migration,
+    /// For a start: the new name.
+    pub name: String,
+    /// Although not everybody is ready.
+    pub force: bool,
+    /// Only says what would be done.
+    pub dry_run: bool,
+    /// For the record.
+    pub by: String,
+}
+
+/// How a renaming stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NameStatus {
+    /// As of a rotation; there are no roots in it.
+    pub status: Status,
+    /// The names that are in force.
+    pub names: OwnNames,
+}
+
 type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
 
 #[derive(Debug)]
 enum Command {
     Show(Reply<Status>),
     Rotate(Asked, Reply<Status>),
+    ShowNames(Reply<NameStatus>),
+    Migrate(AskedName, Reply<NameStatus>),
     /// A certificate without a device ends then, Unix seconds.
     Other(u64),
 }
@@ -132,7 +200,7 @@ impl Trust {
         self.authority.load()
     }
 
-    /// `started` or `switched` while a rotation is under way.
+    /// `started` or `switched` while the root or the name is exchanged.
     pub fn under_way(&self) -> Option<&'static str> {
         Some(*self.step.load()).filter(|step| *step != STEADY)
     }
@@ -161,6 +229,24 @@ impl Trust {
     /// TMB0801 when it is not the turn of this step, TMB0802 when not everybody is ready and `force` is not set.
     pub async fn rotate(&self, asked: Asked) -> Result<Status, Refusal> {
         self.ask(|reply| Command::Rotate(asked, reply)).await
+    }
+
+    /// How a renaming stands.
+    ///
+    /// # Errors
+    /// While discovery stops.
+    pub async fn names(&self) -> Result<NameStatus, Refusal> {
+        self.ask(Command::ShowNames).await
+    }
+
+    /// Makes a step of a renaming, or says what would be in its way. Not cancelled with its caller once it is taken.
+    /// After the answer discovery opens itself anew.
+    ///
+    /// # Errors
+    /// TMB0801 when it is not the turn of this step, TMB0802 when not everybody is ready and `force` is not set, TMB0714
+    /// and TMB0729 for a name that other clusters have or do not know.
+    pub async fn migrate(&self, asked: AskedName) -> Result<NameStatus, Refusal> {
+        self.ask(|reply| Command::Migrate(asked, reply)).await
     }
 
     /// A certificate was issued to a client without a device: nobody else remembers it.

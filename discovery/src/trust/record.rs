@@ -1,5 +1,6 @@
 //! How far a rotation is: one value in the store. A step is made when this value is written, and not before.
 
+use super::names::Names;
 use crate::{objects::ObjectError, state::StateDir};
 use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, sync::Arc};
@@ -80,6 +81,9 @@ pub(super) struct Record {
     /// End of the last certificate of the signing CA that belongs to no device, rounded up. Unix seconds.
     #[serde(default)]
     pub(super) others_until: u64,
+    /// How the trust domain is called, where it was renamed or is being so.
+    #[serde(default, skip_serializing_if = "Names::is_founding")]
+    pub(super) names: Names,
 }
 
 impl Default for Record {
@@ -91,6 +95,7 @@ impl Default for Record {
             crosses: Vec::new(),
             retired: Vec::new(),
             others_until: 0,
+            names: Names::default(),
         }
     }
 }
@@ -118,7 +123,8 @@ impl Record {
         let before = self.crosses.len() + self.retired.len();
         self.crosses.retain(|kept| kept.until > now_unix);
         self.retired.retain(|kept| kept.until > now_unix);
-        before != self.crosses.len() + self.retired.len()
+        let names = self.names.sweep(now_unix);
+        names || before != self.crosses.len() + self.retired.len()
     }
 }
 
@@ -127,7 +133,8 @@ impl Record {
 pub(super) struct Place {
     pub(super) store: Arc<dyn Store>,
     pub(super) state: StateDir,
-    pub(super) trust_domain: TrustDomain,
+    /// The name that the mesh was founded with, and keys of it were made for.
+    pub(super) founding: TrustDomain,
 }
 
 impl std::fmt::Debug for Place {
@@ -148,8 +155,9 @@ impl Place {
         self.state.path().join(name)
     }
 
+    /// A CA as it was founded.
     pub(super) fn authority(&self, name: &str) -> Result<Authority, CaError> {
-        Authority::open(&self.folder(name), &self.trust_domain)
+        Authority::open(&self.folder(name), &self.founding)
     }
 
     /// The record, and its version in the store; where there is none, that of a mesh that never changed its root.
@@ -197,10 +205,13 @@ impl Place {
             Step::Started { next, .. } => roots_of(next)?,
             Step::Switched { previous, .. } => roots_of(previous)?,
         };
+        let names = record.names.own(&self.founding);
         self.authority(&record.signing)?.publishing(&Publication {
             roots_pem,
             retired_pem: Record::kept(&record.retired, now_unix),
             crosses_pem: Record::kept(&record.crosses, now_unix),
+            trust_domain: Some(names.signing),
+            other_names: [names.also, names.former].concat(),
         })
     }
 }

@@ -26,7 +26,7 @@ use tombolo_proto::xds::{
     aggregated_discovery_service_server::AggregatedDiscoveryService,
 };
 use tombolo_runtime::TaskGroup;
-use tombolo_types::Code;
+use tombolo_types::{Code, TrustDomain};
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataValue};
 
 /// The service.
@@ -38,6 +38,8 @@ pub struct Ads {
     pub(crate) addresses: AddressKeeper,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tasks: TaskGroup,
+    /// What certificates are made for: whose bundle says who holds the roots and names that are published.
+    trust_domain: TrustDomain,
     members: MemberLimits,
     forwarders: Forwarders,
     demand: demand::Addresses,
@@ -52,6 +54,7 @@ impl Ads {
         addresses: AddressKeeper,
         metrics: Arc<Metrics>,
         door: &Door,
+        trust_domain: TrustDomain,
         tasks: TaskGroup,
     ) -> Self {
         Self {
@@ -60,6 +63,7 @@ impl Ads {
             subscribers,
             addresses,
             metrics,
+            trust_domain,
             tasks,
             members: door.members.clone(),
             forwarders: door.forwarders.clone(),

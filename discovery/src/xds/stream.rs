@@ -174,7 +174,7 @@ impl Session {
         let watch = self.watches.entry(url.to_owned()).or_default();
         let heard = watch.handle(request, first);
         if heard == Heard::Ack && url == type_url::TRUST_BUNDLE {
-            let own = watch.version_of(self.client.id.trust_domain.as_str());
+            let own = watch.version_of(self.ads.trust_domain.as_str());
             self.row
                 .update(url, |state| state.own = own.map(|version| version.to_string()));
         }

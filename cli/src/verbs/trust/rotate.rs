@@ -31,17 +31,17 @@ pub(crate) enum Step {
 pub(crate) struct Plain {
     /// Do not ask for confirmation.
     #[arg(long)]
-    yes: bool,
+    pub(super) yes: bool,
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Forced {
     /// Do not ask for confirmation.
     #[arg(long)]
-    yes: bool,
+    pub(super) yes: bool,
     /// Go on although not everybody is ready; the plan says who is left behind.
     #[arg(long)]
-    force: bool,
+    pub(super) force: bool,
 }
 
 impl Step {
@@ -145,7 +145,7 @@ fn list(title: &str, names: &[NamedReason]) -> String {
 /// Who is ready and who is not.
 pub(super) fn told(status: &RotationStatus, force: bool) -> String {
     let mut text = format!(
-        "{} connected members and clusters hold the published roots.\n",
+        "{} connected members and clusters hold the published roots and names.\n",
         status.holding
     );
     let waiting = match (status.step.as_str(), force) {

@@ -1,7 +1,7 @@
 use crate::{Problem, Registration, State, host};
 use std::sync::Arc;
 use tombolo_identity::{Current, LiveIdentity, TrustBundle, WorkloadIdentity, still_trusted};
-use tombolo_snapshot::Snapshot;
+use tombolo_snapshot::{Snapshot, SnapshotError};
 use tombolo_types::Code;
 
 /// What was on disk.
@@ -55,7 +55,7 @@ pub fn restore(state: &State) -> Result<Option<Restored>, Problem> {
     let mut snapshot_unix_ms = state.snapshot_unix_ms();
     let snapshot = match state.snapshot()? {
         None => empty(),
-        Some(bytes) => Snapshot::decode(&bytes, registration.plan, registration.own()).or_else(|error| {
+        Some(bytes) => read(&bytes, &registration).or_else(|error| {
             snapshot_unix_ms = 0;
             let kept = state.set_aside_snapshot()?;
             problems.push(Problem::new(
@@ -84,11 +84,18 @@ pub fn restore(state: &State) -> Result<Option<Restored>, Problem> {
     }))
 }
 
+/// A snapshot of this node: also one that was written before its trust domain was renamed.
+pub(super) fn read(bytes: &[u8], registration: &Registration) -> Result<Snapshot, SnapshotError> {
+    let names = &registration.other_names;
+    Snapshot::decode_renamed(bytes, registration.plan, registration.own(), names)
+}
+
 /// Why the certificate on disk is not this node's: nobody would believe it, and it would not be renewed before its half
-/// life. One that has only expired is its own.
+/// life. One that has only expired is its own, and so is one under another name of the own trust domain: its renewal was
+/// cut between the certificate and the registration.
 fn foreign(current: &Current, registration: &Registration) -> Option<String> {
     let held = current.identity.as_ref()?;
-    if *held.id() != registration.identity {
+    if !current.is_same(held.id(), &registration.identity) {
         return Some(format!("it is of {}", held.id()));
     }
     let known = still_trusted(current, held.chain(), host::now_unix());
@@ -100,10 +107,13 @@ fn foreign(current: &Current, registration: &Registration) -> Option<String> {
 pub(super) fn trust(snapshot: &Snapshot, live: &LiveIdentity) -> Option<Arc<TrustBundle>> {
     let own = &snapshot.own().trust_domain;
     let held = live.current();
-    let mut bundles = Vec::new();
+    let mut bundles: Vec<Arc<TrustBundle>> = Vec::new();
     for (trust_domain, pem) in snapshot.trust_bundles() {
         match TrustBundle::from_pem(trust_domain.clone(), pem) {
-            Ok(bundle) if !bundle.roots().is_empty() => bundles.push(Arc::new(bundle)),
+            Ok(bundle) if !bundle.roots().is_empty() => {
+                let (also, former) = snapshot.names_of(trust_domain);
+                bundles.push(Arc::new(bundle.with_names(also.to_vec(), former.to_vec())));
+            }
             Ok(_) => tracing::warn!(%trust_domain, "a trust bundle without roots is passed over"),
             Err(error) => tracing::warn!(%trust_domain, %error, "a trust bundle is passed over"),
         }
@@ -112,8 +122,12 @@ pub(super) fn trust(snapshot: &Snapshot, live: &LiveIdentity) -> Option<Arc<Trus
         .iter()
         .find(|bundle| bundle.trust_domain() == own)
         .cloned();
-    if new.is_none() {
-        bundles.extend(held.bundle(own).cloned());
+    // The certificate may be of the new name of the trust domain, and the snapshot still of the old one.
+    let shown = held.identity.as_ref().map(|identity| &identity.id().trust_domain);
+    for name in [Some(own), shown].into_iter().flatten() {
+        if !bundles.iter().any(|bundle| bundle.trust_domain() == name) {
+            bundles.extend(held.bundle(name).cloned());
+        }
     }
     let same = bundles.len() == held.bundles.len()
         && bundles

@@ -24,7 +24,7 @@ use tombolo_proto::{
     },
 };
 use tombolo_runtime::Publisher;
-use tombolo_snapshot::Snapshot;
+use tombolo_snapshot::{Own, Snapshot};
 use tombolo_types::{Code, SpiffeId};
 use tonic::{Status, Streaming, transport::Channel};
 
@@ -54,6 +54,8 @@ enum End {
     Ended,
     /// With an error.
     Failed(Problem),
+    /// The trust domain has a new name, by which discovery is to be found.
+    Renamed,
 }
 
 /// An open stream, and the connection that it is on.
@@ -63,6 +65,14 @@ struct Open {
     channel: Channel,
     /// Where it comes from.
     local: IpAddr,
+}
+
+/// Waits until the own trust domain has another name. Cancel-safe.
+async fn renamed(registration: &mut watch::Receiver<Arc<Registration>>, own: &Own) {
+    let other = |held: &Arc<Registration>| held.trust_domain != own.trust_domain;
+    if registration.wait_for(other).await.is_err() {
+        std::future::pending().await // nobody renews any more
+    }
 }
 
 /// Waits until the host has no longer an address: another lease, or its link is down.
@@ -101,6 +111,7 @@ impl Stream {
                 Node::default(),
                 format!("{}/{}", registration.namespace, registration.workload_name),
             );
+            self.rename(&registration);
             let end = self.stream(&endpoint, &registration, &mut ads).await;
             let worked = ads.is_answered();
             if worked {
@@ -109,6 +120,7 @@ impl Stream {
             let was_connected = self.status.borrow().connected;
             let (wait, problem) = match end {
                 End::Ended if worked && opened.elapsed() >= ROUTINE_AGE_MIN => (Duration::ZERO, None),
+                End::Renamed => (Duration::ZERO, None),
                 End::Ended => {
                     let problem = Problem::new(
                         Code::NoControlPlane,
@@ -134,6 +146,18 @@ impl Stream {
                 }
             });
             tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// The own workload under the name that its trust domain has now.
+    fn rename(&mut self, registration: &Registration) {
+        if self.snapshot.own().trust_domain != registration.trust_domain {
+            let own = Own {
+                trust_domain: registration.trust_domain.clone(),
+                ..self.snapshot.own().clone()
+            };
+            self.snapshot.set_own(own);
+            self.publish(true);
         }
     }
 
@@ -232,6 +256,7 @@ impl Stream {
     ) -> End {
         let first_answer = tokio::time::sleep(FIRST_ANSWER_TIMEOUT);
         tokio::pin!(first_answer);
+        let mut registration = self.registration.clone();
         loop {
             let health = self.health.borrow_and_update().clone();
             if let Some(report) = ads.report(&health)
@@ -245,6 +270,8 @@ impl Stream {
             let message = tokio::select! {
                 message = inbound.message() => message,
                 Ok(()) = self.health.changed() => continue,
+                // From now on it is another one that discovery knows, and discovery is found under another name.
+                () = renamed(&mut registration, self.snapshot.own()) => return End::Renamed,
                 () = &mut first_answer, if !ads.is_answered() => {
                     return End::Failed(Problem::new(Code::Unreachable, format!("{endpoint} does not answer")));
                 }

@@ -4,6 +4,7 @@
 mod files;
 mod handshake;
 mod live;
+mod names;
 mod pair;
 mod pinned;
 mod pki;

@@ -123,6 +123,41 @@ fn what_is_not_taken() {
     );
 }
 
+/// After its trust domain was renamed the workload still reads what it wrote before, if anybody it believes says so.
+#[test]
+fn a_renamed_owner_reads_its_file() {
+    let renamed = || Own {
+        trust_domain: "new.example".parse().unwrap(),
+        ..own()
+    };
+    let read = |bytes: &[u8], names: &[TrustDomain]| {
+        Snapshot::decode_renamed(bytes, AddressPlan::default(), renamed(), names)
+    };
+    let before = full();
+    assert!(matches!(
+        read(&before.encode(), &[]),
+        Err(SnapshotError::Foreign(_))
+    ));
+    // By its registration.
+    let again = read(&before.encode(), &[own().trust_domain]).unwrap();
+    assert_eq!(again.own(), &renamed());
+    assert_eq!(again.held(type_url::ADDRESS), before.held(type_url::ADDRESS));
+    // By the bundle in the file itself.
+    let mut told = full();
+    let bundle = tombolo_proto::tombolo::v1::TrustBundle {
+        trust_domain: "new.example".into(),
+        roots_pem: "PEM".into(),
+        also: vec!["mesh.example".into()],
+        former: Vec::new(),
+    };
+    let bundle = tests::resource("new.example", &bundle);
+    assert_eq!(told.apply(type_url::TRUST_BUNDLE, vec![bundle], &[]), []);
+    assert_eq!(read(&told.encode(), &[]).unwrap().own(), &renamed());
+    // And from then on as the new one.
+    told.set_own(renamed());
+    assert!(read(&told.encode(), &[]).is_ok());
+}
+
 /// A resource that cannot be taken any more is left out and asked for again; the rest is there.
 #[test]
 fn refused_resources_are_left_out() {
