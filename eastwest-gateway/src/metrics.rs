@@ -31,8 +31,15 @@ pub(crate) struct PortLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct LimitLabels {
     /// `unproven`, `discovery_rate`, `discovery_connections`, `sidecars`, `sessions`; of calls `calls_max`,
-    /// `calls_per_peer_max`, `dials_max`, `drain`; `connection_idle`.
+    /// `calls_per_peer_max`, `dials_max`, `drain`, `streams`; `connection_idle`.
     pub(crate) limit: &'static str,
+}
+
+/// Label of what runs over one or the other transport.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct TransportLabels {
+    /// `quic` or `tcp`.
+    pub(crate) transport: &'static str,
 }
 
 /// Labels of bytes.
@@ -57,6 +64,8 @@ pub(crate) struct Metrics {
     limited: Family<LimitLabels, Counter>,
     /// Devices that hold a reverse session.
     pub(crate) sessions: Gauge,
+    sessions_over: Family<TransportLabels, Gauge>,
+    calls_over: Family<TransportLabels, Counter>,
     /// Endpoints that rest after failures.
     pub(crate) resting: Gauge,
     services: std::sync::Mutex<std::collections::HashSet<String>>,
@@ -72,6 +81,8 @@ impl Metrics {
             accepted: Family::default(),
             limited: Family::default(),
             sessions: Gauge::default(),
+            sessions_over: Family::default(),
+            calls_over: Family::default(),
             resting: Gauge::default(),
             services: std::sync::Mutex::default(),
         };
@@ -105,6 +116,16 @@ impl Metrics {
                 "tombolo_gateway_reverse_sessions",
                 "Devices that hold a reverse session",
                 metrics.sessions.clone(),
+            );
+            registry.register(
+                "tombolo_gateway_transport_sessions",
+                "Devices that hold a reverse session, by what it runs over",
+                metrics.sessions_over.clone(),
+            );
+            registry.register(
+                "tombolo_gateway_transport_calls",
+                "Calls by what they came over",
+                metrics.calls_over.clone(),
             );
             registry.register(
                 "tombolo_gateway_resting_endpoints",
@@ -148,6 +169,25 @@ impl Metrics {
         self.accepted.get_or_create(&PortLabels { kind }).inc();
     }
 
+    /// A call has come over `quic` or `tcp`.
+    pub(crate) fn transport(&self, transport: &'static str) {
+        self.calls_over
+            .get_or_create(&TransportLabels { transport })
+            .inc();
+    }
+
+    /// Devices with a session, by what their newest one runs over.
+    pub(crate) fn hold(&self, counts: [(&'static str, usize); 2]) {
+        let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.sessions
+            .set(gauge(counts.iter().map(|(_, count)| count).sum()));
+        for (transport, count) in counts {
+            self.sessions_over
+                .get_or_create(&TransportLabels { transport })
+                .set(gauge(count));
+        }
+    }
+
     /// Closed by a limit: refused as well.
     pub(crate) fn limited(&self, limit: &'static str) {
         self.accepted("refused");
@@ -177,5 +217,9 @@ impl Observe for Metrics {
             .tunnel_connections
             .get_or_create(&labels)
             .inc_by(change);
+    }
+
+    fn limited(&self, limit: &'static str) {
+        self.over(limit, 1);
     }
 }

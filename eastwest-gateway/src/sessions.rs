@@ -126,10 +126,12 @@ impl Sessions {
         all.into_values().flatten().for_each(|session| session.drain());
     }
 
-    /// Forgets the dead. Devices that are connected.
-    pub(crate) fn reap(&self) -> usize {
+    /// Forgets the dead. Devices that are connected, by what the newest session of each runs over.
+    pub(crate) fn reap(&self) -> [(&'static str, usize); 2] {
         let mut table = self.table();
         table.reap();
-        table.devices.len()
+        let newest = table.devices.values().filter_map(|sessions| sessions.last());
+        let over_quic = newest.filter(|session| session.transport() == "quic").count();
+        [("quic", over_quic), ("tcp", table.devices.len() - over_quic)]
     }
 }
