@@ -235,7 +235,8 @@ async fn each_step_survives_a_restart() {
 
 #[tokio::test]
 async fn the_configuration_says_the_first_name_or_a_present_one() {
-    let mut lab = Lab::start().await;
+    // As init writes it: without it the name of the cluster would follow the trust domain.
+    let mut lab = Lab::start_with(|config| config.cluster_name = "mesh".into()).await;
     migrate(&mut lab, "start", NEW, false).await.unwrap();
     migrate(&mut lab, "switch", "", false).await.unwrap();
     lab.shut_down().await;
