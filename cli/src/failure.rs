@@ -121,7 +121,7 @@ fn exit_of(code: Code) -> u8 {
         REFUSED
     } else if code == C::NotReady {
         TIMEOUT
-    } else if code == C::Usage {
+    } else if matches!(code, C::Usage | C::InvalidRequest) {
         USAGE
     } else {
         ERROR
@@ -161,7 +161,7 @@ impl From<Status> for Failure {
             Rpc::NotFound => Code::NotFound,
             Rpc::AlreadyExists => Code::AlreadyExists,
             Rpc::Aborted => Code::Conflict,
-            Rpc::InvalidArgument => Code::InvalidResource,
+            Rpc::InvalidArgument => Code::InvalidRequest,
             Rpc::DeadlineExceeded => {
                 return Self::Plain {
                     exit: TIMEOUT,
@@ -173,14 +173,11 @@ impl From<Status> for Failure {
                     "the other side does not know this verb: it is of an older version. See tombolo version",
                 );
             }
-            Rpc::Ok
-            | Rpc::Cancelled
-            | Rpc::Unknown
-            | Rpc::ResourceExhausted
-            | Rpc::FailedPrecondition
-            | Rpc::OutOfRange
-            | Rpc::Internal
-            | Rpc::DataLoss => return Self::plain(format!("discovery failed: {}", status.message())),
+            // Discovery's own words: something is in the way, or there is too much at once.
+            Rpc::FailedPrecondition | Rpc::ResourceExhausted => return Self::plain(status.message()),
+            Rpc::Ok | Rpc::Cancelled | Rpc::Unknown | Rpc::OutOfRange | Rpc::Internal | Rpc::DataLoss => {
+                return Self::plain(format!("discovery failed: {}", status.message()));
+            }
         };
         Self::Problem(Problem::from_status(&status, code))
     }

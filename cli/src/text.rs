@@ -32,6 +32,19 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_millis(total))
 }
 
+/// Longest life of a join token or an invite.
+const LIFE_MAX: Duration = Duration::from_secs(7 * 86_400);
+
+/// The life of a join token or an invite, as [`duration`] reads it.
+pub(crate) fn life(text: &str) -> Result<Duration, String> {
+    let life = duration(text)?;
+    if (Duration::from_secs(1)..=LIFE_MAX).contains(&life) {
+        Ok(life)
+    } else {
+        Err("it may live from 1s to 7d".to_owned())
+    }
+}
+
 /// An age as kubectl writes it: two units at most.
 pub(crate) fn age(milliseconds: i64) -> String {
     let seconds = (milliseconds / 1000).max(0);
@@ -95,6 +108,20 @@ mod tests {
             "999999999999999999d",
         ] {
             assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_token_lives_a_second_to_a_week() {
+        for (text, good) in [
+            ("1s", true),
+            ("7d", true),
+            ("0s", false),
+            ("999ms", false),
+            ("8d", false),
+            ("x", false),
+        ] {
+            assert_eq!(life(text).is_ok(), good, "{text}");
         }
     }
 

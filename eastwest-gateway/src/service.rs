@@ -3,23 +3,22 @@
 use crate::{
     balance::{Balance, Open, Pick},
     budget::Budget,
+    guests::{Guest, Guests},
     metrics::Metrics,
+    pass::{Inward, pass},
     route::{Call, Endpoint, Known, Reach, Refused, Role, route},
     sessions::Sessions,
 };
 use http::{Method, StatusCode};
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
-    io::copy_bidirectional,
     net::TcpStream,
     time::{Instant, timeout_at},
 };
 use tombolo_identity::Peer;
 use tombolo_runtime::Reader;
 use tombolo_snapshot::Snapshot;
-use tombolo_tunnel::{
-    Authority, ConnectRequest, Incoming, Monitor, OpenError, Service, TunnelIo, bidirectional,
-};
+use tombolo_tunnel::{Authority, ConnectRequest, Incoming, Monitor, OpenError, Service, TunnelIo};
 use tombolo_types::{DeviceId, NamespacedName, Reject, RejectClass};
 
 /// For one endpoint: in its own network it answers at once or not at all.
@@ -44,6 +43,7 @@ pub(crate) struct Calls {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) log_all: bool,
     pub(crate) balance: Arc<Balance>,
+    pub(crate) guests: Arc<Guests>,
     budget: Arc<Budget>,
 }
 
@@ -65,6 +65,7 @@ impl Service for Calls {
 
     async fn connect(self: Arc<Self>, incoming: Incoming) {
         self.metrics.open.inc();
+        self.metrics.transport(incoming.transport());
         let started = Instant::now();
         let peer = Arc::clone(incoming.peer());
         let remote = incoming.remote();
@@ -74,18 +75,14 @@ impl Service for Calls {
     }
 }
 
-/// The other end of an accepted call.
-enum Inward {
-    Tcp(TcpStream),
-    Session(TunnelIo),
-}
-
 /// What became of a call.
 struct Done {
     service: String,
     endpoint: Option<Arc<str>>,
     bytes: (u64, u64),
     refused: Option<Refused>,
+    /// Of a caller of another trust domain.
+    guest: Option<Guest>,
 }
 
 impl Calls {
@@ -102,6 +99,7 @@ impl Calls {
             metrics,
             log_all,
             balance: Arc::default(),
+            guests: Arc::default(),
             budget,
         }
     }
@@ -112,6 +110,7 @@ impl Calls {
             endpoint: None,
             bytes: (0, 0),
             refused: None,
+            guest: None,
         };
         let _place = match self.budget.enter(incoming.peer()) {
             Ok(place) => place,
@@ -128,7 +127,20 @@ impl Calls {
                     done.refused = Some(Reject::new(RejectClass::UpstreamUnhealthy, "caller_gone").into());
                     return done;
                 };
-                done.bytes = pass(inward, outward).await;
+                let withdrawn = async {
+                    match &done.guest {
+                        Some(guest) => guest.withdrawn().await,
+                        None => std::future::pending().await,
+                    }
+                };
+                let monitor = Monitor::default();
+                tokio::select! {
+                    () = pass(inward, outward, &monitor) => {}
+                    () = withdrawn => {
+                        done.refused = Some(Reject::new(RejectClass::NoRoute, "export_withdrawn").into());
+                    }
+                }
+                done.bytes = (monitor.from_stream(), monitor.to_stream());
             }
             Err(refused) => {
                 incoming.refuse(status(&refused.reject));
@@ -160,6 +172,16 @@ impl Calls {
             route(&world, &call, self)?
         };
         done.service = found.service.hostname.to_string();
+        if !self.world.peek().is_own(&incoming.peer().id.trust_domain) {
+            let key = &found.service.key;
+            done.guest = Some(self.guests.enter(key));
+            // It may have been withdrawn in between.
+            if !self.is_exported(key) {
+                return Err(Reject::new(RejectClass::NoRoute, "unknown_service")
+                    .with_detail(&authority)
+                    .into());
+            }
+        }
         let _dial = self
             .budget
             .dial()
@@ -275,29 +297,6 @@ impl Calls {
                 bytes_to = done.bytes.0, bytes_from = done.bytes.1, milliseconds, "call"
             ),
             None => {}
-        }
-    }
-}
-
-/// Bytes to and from the endpoint.
-async fn pass(inward: Inward, outward: tombolo_tunnel::Call) -> (u64, u64) {
-    // An error ends both; what was counted until then is lost to the metric alone.
-    match (inward, outward) {
-        (Inward::Tcp(tcp), tombolo_tunnel::Call::Stream(outward)) => {
-            let monitor = Monitor::default();
-            bidirectional(tcp, outward, &monitor).await;
-            (monitor.from_stream(), monitor.to_stream())
-        }
-        (Inward::Tcp(mut tcp), tombolo_tunnel::Call::Io(mut outward)) => {
-            copy_bidirectional(&mut outward, &mut tcp)
-                .await
-                .unwrap_or_default()
-        }
-        (Inward::Session(mut inward), outward) => {
-            let mut outward = TunnelIo::from(outward);
-            copy_bidirectional(&mut outward, &mut inward)
-                .await
-                .unwrap_or_default()
         }
     }
 }

@@ -1,7 +1,11 @@
-use super::*;
+use super::{name::nearest_host, *};
+use std::{sync::Arc, time::Duration};
+use tombolo_dataplane::{CallError, GatewayTry, ProbeResult};
+use tombolo_destination::{Candidate, Tunnel, resolve};
 use tombolo_proto::{istio::security, istio::workload as wire, pack, tombolo::v1, type_url, xds::Resource};
-use tombolo_snapshot::Own;
-use tombolo_types::AddressPlan;
+use tombolo_snapshot::{Own, Snapshot};
+use tombolo_tunnel::{OpenError, ThroughError, TlsError};
+use tombolo_types::{AddressPlan, SpiffeId};
 
 const HOST: &str = "catalog.shop.svc.mesh.internal";
 const VIP: &str = "240.240.0.1";
@@ -220,6 +224,32 @@ fn endpoints_that_are_names_are_no_endpoints() {
     assert_eq!(hops(&world(mixed, vec![]), HOST, 80, here()), "ok ok ok ok");
     let sick = vec![named("db-1"), workload("catalog-1", "10.0.0.1", false)];
     assert_eq!(hops(&world(sick, vec![]), HOST, 80, here()), "ok ok ok TMB0405");
+}
+
+#[test]
+fn a_name_that_is_not_known_may_be_of_another_cluster() {
+    let next = |world: &Snapshot, host: &str| {
+        let mut walk = Walk::default();
+        name(&mut walk, world, host, &Ok(vec![]), None);
+        walk.hops[0].finding.clone().unwrap().next
+    };
+    let bundle = |trust_domain: &str| {
+        let bundle = v1::TrustBundle {
+            trust_domain: trust_domain.into(),
+            roots_pem: "-".into(),
+            ..v1::TrustBundle::default()
+        };
+        resource(trust_domain, &bundle)
+    };
+    let mut world = world(vec![], vec![]);
+    let ledger = "ledger.bank.svc.mesh.internal";
+    world.apply(type_url::TRUST_BUNDLE, vec![bundle("mesh.example")], &[]);
+    assert!(!next(&world, ledger).contains("exported"));
+    world.apply(type_url::TRUST_BUNDLE, vec![bundle("other.example")], &[]);
+    assert!(next(&world, ledger).contains("exported"));
+    for host in ["ledger.example", "catlog.shop.svc.mesh.internal"] {
+        assert!(!next(&world, host).contains("exported"), "{host}");
+    }
 }
 
 #[test]

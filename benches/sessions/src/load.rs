@@ -42,7 +42,10 @@ pub(crate) async fn enrol(token: &Path, dir: &Path, count: usize) -> Result<()> 
     std::fs::create_dir_all(dir)?;
     for number in 0..count {
         let (token, turns, dir) = (Arc::clone(&token), Arc::clone(&turns), state_of(dir, number));
-        #[allow(clippy::disallowed_methods, reason = "a set of tasks that ends with this function")]
+        #[allow(
+            clippy::disallowed_methods,
+            reason = "a set of tasks that ends with this function"
+        )]
         done.spawn(async move {
             let _turn = turns.acquire_owned().await?;
             enrol_one(&token, &dir, number).await
@@ -63,7 +66,12 @@ async fn enrol_one(token: &JoinToken, dir: &Path, number: usize) -> Result<()> {
     };
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
     for _ in 0..TRIES {
-        let enrolled = async { Enroller::connect(token).await?.enroll(&state, claims.clone()).await };
+        let enrolled = async {
+            Enroller::connect(token)
+                .await?
+                .enroll(&state, claims.clone())
+                .await
+        };
         let problem = match enrolled.await {
             Ok(_) => return Ok(()),
             Err(problem) => problem,
@@ -129,7 +137,9 @@ async fn session(
     let expected = own.map_or_else(Vec::new, |id| vec![SpiffeId::gateway(id.trust_domain.clone())]);
     match transport {
         Transport::Tcp => {
-            let held = server.hold_reverse(gateway, expected, Arc::new(Nobody), tasks).await?;
+            let held = server
+                .hold_reverse(gateway, expected, Arc::new(Nobody), tasks)
+                .await?;
             held.run.await;
         }
         Transport::Quic => {

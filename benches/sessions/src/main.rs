@@ -58,7 +58,10 @@ enum Verb {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
     match args.verb {
         Some(Verb::Enrol { token, count }) => runtime.block_on(load::enrol(&token, STATE.as_ref(), count)),
         Some(Verb::Hold {
@@ -113,9 +116,19 @@ impl World {
             let token = format!("token create -n shop --workload-group kiosk --uses {uses} --ttl 1h");
             host.write("/run/token", &self.mesh.tombolo(&token)?)?;
         }
-        let part = |n| vec!["enrol".to_owned(), "/run/token".to_owned(), self.part(n, count).to_string()];
+        let part = |n| {
+            vec![
+                "enrol".to_owned(),
+                "/run/token".to_owned(),
+                self.part(n, count).to_string(),
+            ]
+        };
         for mut process in self.on_each(part)? {
-            ensure!(process.wait(Duration::from_secs(900)) == Some(0), "enrolment: {}", process.log());
+            ensure!(
+                process.wait(Duration::from_secs(900)) == Some(0),
+                "enrolment: {}",
+                process.log()
+            );
         }
         Ok(())
     }
@@ -125,11 +138,17 @@ impl World {
         let wanted = u64::try_from(count)?;
         loop {
             // A gateway that just starts does not answer yet.
-            let held = self.gateway.metric("tombolo_gateway_reverse_sessions").unwrap_or(0);
+            let held = self
+                .gateway
+                .metric("tombolo_gateway_reverse_sessions")
+                .unwrap_or(0);
             if held == wanted {
                 return Ok(began.elapsed());
             }
-            ensure!(began.elapsed() < PATIENCE, "{held} of {count} sessions after {PATIENCE:?}");
+            ensure!(
+                began.elapsed() < PATIENCE,
+                "{held} of {count} sessions after {PATIENCE:?}"
+            );
             sleep(Duration::from_millis(50));
         }
     }
@@ -220,7 +239,10 @@ fn measure(args: &Args) -> Result<()> {
     let mut world = World::new(args.hosts)?;
     let began = Instant::now();
     world.enrol(most)?;
-    eprintln!("{most} devices are enrolled after {:.1} s", began.elapsed().as_secs_f64());
+    eprintln!(
+        "{most} devices are enrolled after {:.1} s",
+        began.elapsed().as_secs_f64()
+    );
     // The gateway holds all their entries, and knows them at its next start.
     let pid = world.gateway.process().pid();
     settled(pid, PATIENCE)?;
@@ -233,6 +255,9 @@ fn measure(args: &Args) -> Result<()> {
             world.run(transport, count)?.print();
         }
     }
-    eprintln!("the gateway at the end: {:?}", memory(world.gateway.process().pid())?);
+    eprintln!(
+        "the gateway at the end: {:?}",
+        memory(world.gateway.process().pid())?
+    );
     Ok(())
 }

@@ -58,6 +58,11 @@ fn cpu_time(pid: i32) -> Result<Duration> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let after_name = stat.rsplit_once(')').context("stat")?.1;
     let mut fields = after_name.split_whitespace().skip(11);
-    let mut ticks = || fields.next().and_then(|field| field.parse::<u64>().ok()).context("stat");
+    let mut ticks = || {
+        fields
+            .next()
+            .and_then(|field| field.parse::<u64>().ok())
+            .context("stat")
+    };
     Ok(Duration::from_millis(10 * (ticks()? + ticks()?)))
 }

@@ -209,7 +209,7 @@ async fn remove(args: &Remove, admin: &mut Admin) -> Result<(), Failure> {
             cluster.imported_services
         ),
     };
-    eprintln!("Cluster {} of {}: {plan}.", cluster.name, cluster.trust_domain);
+    eprintln!("To be removed: cluster {} of {}: {plan}.", cluster.name, cluster.trust_domain);
     confirm("Remove it?", args.yes)?;
     let request = RemoveClusterRequest {
         cluster: args.cluster.clone(),

@@ -9,6 +9,7 @@ use std::{fmt::Write as _, process::ExitCode};
 use tombolo_proto::tombolo::agent::v1::{
     Finding, HostResolver, PortGuard, ReverseSession, StatusRequest, StatusResponse,
 };
+use tombolo_types::Code;
 
 /// What this host is in the mesh and how it is. Exits with 1 if something is wrong.
 #[derive(Debug, clap::Args)]
@@ -153,7 +154,16 @@ pub(crate) fn resolver(status: &StatusResponse) -> Option<String> {
     let HostResolver { name, backend } = found;
     let domain = &status.mesh_domain;
     Some(match backend.as_str() {
-        "" => format!("looked up by {name}, which tombolo-netd did not point at the mesh"),
+        "" if status
+            .findings
+            .iter()
+            .any(|one| one.code == Code::NamesNotAsked.entry().id) =>
+        {
+            format!("looked up by {name}, which does not ask the mesh")
+        }
+        "" => {
+            format!("looked up by {name}, as this host's owner has set it up; tombolo-netd changed nothing")
+        }
         "resolv-conf" => format!("all looked up by this agent first, then by {name} (names: resolv-conf)"),
         backend => format!("looked up by {name}, which asks the mesh for {domain} (names: {backend})"),
     })
@@ -257,6 +267,29 @@ fn value(status: &StatusResponse) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_resolver_that_its_owner_has_set_up_is_no_trouble() {
+        let mut status = StatusResponse {
+            mesh_domain: "mesh.internal".into(),
+            resolver: Some(HostResolver {
+                name: "dnsmasq (127.0.0.1)".into(),
+                backend: String::new(),
+            }),
+            ..Default::default()
+        };
+        let line = resolver(&status).unwrap();
+        assert!(line.contains("as this host's owner has set it up"), "{line}");
+        status.findings.push(Finding {
+            code: "TMB0313".into(),
+            ..Default::default()
+        });
+        let line = resolver(&status).unwrap();
+        assert_eq!(
+            line,
+            "looked up by dnsmasq (127.0.0.1), which does not ask the mesh"
+        );
+    }
 
     #[test]
     fn the_way_in_to_a_host_that_only_dials_out() {

@@ -59,11 +59,11 @@ pub(crate) struct Create {
     /// Network that the gateways lead into; discovery's own unless given.
     #[arg(long, value_name = "NETWORK", requires = "gateway")]
     network: Option<String>,
-    /// Life of the token: 15m, of a bearer token 1h, unless given.
-    #[arg(long, value_name = "DURATION", value_parser = text::duration)]
+    /// Life of the token, at most 7d: 15m unless given; of a bearer token at most 24h: 1h unless given.
+    #[arg(long, value_name = "DURATION", value_parser = text::life)]
     ttl: Option<Duration>,
-    /// How many hosts may use it.
-    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "bearer")]
+    /// How many hosts may use it, at most 1000.
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=1000), conflicts_with = "bearer")]
     uses: u32,
     /// Networks it may be used from; may be given several times.
     #[arg(long, value_name = "CIDR", value_delimiter = ',', conflicts_with = "bearer")]

@@ -72,7 +72,11 @@ fn caller_transport() -> Arc<TransportConfig> {
 
 /// Of a host that holds a reverse session.
 fn reverse_transport() -> Arc<TransportConfig> {
-    Arc::new(transport_with(REVERSE_KEEPALIVE, REVERSE_IDLE_TIMEOUT, STREAMS_MAX))
+    Arc::new(transport_with(
+        REVERSE_KEEPALIVE,
+        REVERSE_IDLE_TIMEOUT,
+        STREAMS_MAX,
+    ))
 }
 
 fn transport_with(keepalive: Duration, idle_timeout: Duration, streams: u32) -> TransportConfig {

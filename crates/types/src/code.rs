@@ -77,6 +77,7 @@ codes! {
     AdminUnreachable = "0207", Error, "Discovery's admin socket does not answer.", "Run the command on the discovery host as root or in the group tombolo-admin; systemctl status tombolo-discovery; another path: --socket";
     Usage = "0208", Error, "The command line does not say what to do.", "Add --help to see what the command takes";
     IstioFiles = "0209", Error, "The files of an Istio VM cannot be taken over.", "Name the folder that `istioctl x workload entry configure` wrote, or copy cluster.env, mesh.yaml and hosts of the VM into one; docs/MIGRATING-FROM-ISTIO-VM.md";
+    InvalidRequest = "0210", Error, "The command asks for something that cannot be.", "Correct what is named; the command with --help says what it takes";
     NotEnrolled = "0301", Warning, "This host is not enrolled.", "tombolo up TOKEN";
     NoControlPlane = "0302", Warning, "Discovery cannot be reached; what was received last is served.", "Nothing is lost; check the network to discovery: tombolo status";
     CertificateExpired = "0303", Error, "The certificate of this host has expired.", "It renews by itself as soon as discovery is reachable: tombolo status";

@@ -354,6 +354,10 @@ fn cluster(shown: &ShownMember, all: &Shown) -> pb::Cluster {
         admitted_by: record.admitted_by.to_string(),
         endpoints: member.endpoints().to_vec(),
         incarnation: record.incarnation,
+        // Whoever is removed itself hears of the others no more.
+        Standing::Live if own_of(all).is_some_and(|own| own.status.member.standing == Standing::Removed) => {
+            ("Parted", Code::MemberRemoved.message(&all.own))
+        }
         record_version: record.version,
         refused: refused.collect(),
         version: if is_own {

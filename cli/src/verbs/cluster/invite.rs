@@ -33,8 +33,8 @@ pub(crate) struct Invite {
     /// Namespaces whose services it may export; * for every one that is not reserved.
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "*")]
     namespaces: Vec<String>,
-    /// Life of the invite.
-    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = text::duration)]
+    /// Life of the invite, for example 30m or 2d; at most 7d.
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = text::life)]
     ttl: Duration,
     /// It may invite others itself.
     #[arg(long)]

@@ -59,21 +59,21 @@ fn one<'a>(found: &'a ListClustersResponse, name: &str) -> Result<&'a Cluster, F
         })
 }
 
+/// Those that a list shows: the own cluster always.
+fn listed(found: &ListClustersResponse, removed: bool) -> impl Iterator<Item = &Cluster> {
+    let clusters = found.clusters.iter();
+    clusters.filter(move |c| removed || c.state != "Removed" || c.name == found.cluster)
+}
+
 pub(super) async fn list(args: &List, admin: &mut Admin) -> Result<(), Failure> {
     let found = all(admin, false).await?;
     match args.output.format() {
         format @ (Format::Json | Format::Yaml) => {
-            let shown = found
-                .clusters
-                .iter()
-                .filter(|c| args.removed || c.state != "Removed");
+            let shown = listed(&found, args.removed);
             output::value(format, &json!({"clusters": shown.map(value).collect::<Vec<_>>()}))?;
         }
         Format::Name => {
-            let shown = found
-                .clusters
-                .iter()
-                .filter(|c| args.removed || c.state != "Removed");
+            let shown = listed(&found, args.removed);
             shown.for_each(|c| output::line(&c.name));
         }
         format @ (Format::Table | Format::Wide) => {
@@ -132,7 +132,7 @@ pub(super) fn table(found: &ListClustersResponse, wide: bool, removed: bool) -> 
     }
     let mut table = Table::new(&header);
     let now = host::now_unix_ms();
-    for cluster in found.clusters.iter().filter(|c| removed || c.state != "Removed") {
+    for cluster in listed(found, removed) {
         let services = if cluster.state == "Own" {
             found.exported_services
         } else {

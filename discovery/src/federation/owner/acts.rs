@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{federation::dial, files, refusal::Refusal};
 use std::collections::VecDeque;
-use tombolo_types::TrustDomain;
+use tombolo_types::{Code, TrustDomain};
 
 impl Owner {
     /// Carries out actions in their order. False: the store refused, and the core starts anew soon.
@@ -184,6 +184,9 @@ impl Owner {
             });
             (last.message, last.at_unix_ms) = (refusal.message, unix_ms());
             last.count += 1;
+        if code == Code::ClusterStale {
+            return; // it is silent: that is a state, and nothing of it was refused
+        }
         }
     }
 

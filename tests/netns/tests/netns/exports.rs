@@ -134,8 +134,24 @@ fn three_ways_to_export_and_one_grant() -> Result<()> {
     let refused = clusters.tombolo(EAST, "cluster grant east --namespaces shop,bank --yes");
     let refused = format!("{:#}", refused.err().context("a member granted itself")?);
     ensure!(refused.contains("TMB0707"), "{refused}");
+    let line = "exec 3<>/dev/tcp/back.shop.svc.mesh.internal/80 && printf 'GET / HTTP/1.1\\r\\nHost: back\\r\\n\\r\\n' >&3 && cat <&3";
+    let mut open = clusters.vms[WEST].host.spawn("bash", &["-c", line])?;
+    wait_for("an answer on a connection that stays open", PATIENCE, || {
+        ensure!(
+            open.is_running() && open.log().contains("back speaks"),
+            "{}",
+            open.log()
+        );
+        Ok(())
+    })?;
     let told = clusters.tombolo(WEST, "cluster grant east --namespaces bank --yes")?;
-    ensure!(told.contains("cluster east may export bank"), "{told}");
+    ensure!(told.contains("may export bank"), "{told}");
+    ensure!(
+        open.wait(PATIENCE).is_some(),
+        "an open call goes on after the grant"
+    );
+    let gateway = clusters.gateways[EAST].log();
+    ensure!(gateway.contains("export_withdrawn"), "{gateway}");
     clusters.imports(&["ledger.bank"])?;
     clusters.is("se back -n shop", "Exported=False TMB0716")?;
     clusters.is("se ledger -n bank", "Exported=True Exported")?;

@@ -8,7 +8,7 @@ use tombolo_testkit::{Gateway, Host, Lan, Mesh, MeshOptions, Nginx, Process, Vm,
 /// Two discoveries in one lab; the verbs of [`Mesh`] speak to the one that is chosen.
 pub(crate) struct Clusters {
     pub(crate) vms: Vec<Vm>,
-    gateways: Vec<Gateway>,
+    pub(crate) gateways: Vec<Gateway>,
     east_discovery: Process,
     east_domain: String,
     pub(crate) mesh: Mesh,
