@@ -37,7 +37,7 @@ pub(crate) enum Verb {
     List(show::List),
     /// One cluster, or all, with everything that is known.
     Status(show::Status),
-    /// Change what a member may export, without a join.
+    /// Change what a member may do, and the names of its trust domain, without a join.
     Grant(grant::Grant),
     /// End the membership of a cluster, for all: its connections are cut.
     Remove(Remove),
@@ -209,7 +209,10 @@ async fn remove(args: &Remove, admin: &mut Admin) -> Result<(), Failure> {
             cluster.imported_services
         ),
     };
-    eprintln!("To be removed: cluster {} of {}: {plan}.", cluster.name, cluster.trust_domain);
+    eprintln!(
+        "To be removed: cluster {} of {}: {plan}.",
+        cluster.name, cluster.trust_domain
+    );
     confirm("Remove it?", args.yes)?;
     let request = RemoveClusterRequest {
         cluster: args.cluster.clone(),

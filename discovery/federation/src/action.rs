@@ -113,9 +113,12 @@ pub enum Action {
         cluster: Arc<str>,
         /// `host:port`, in order of preference.
         endpoints: Vec<String>,
-        /// The peer must be discovery of it,
-        trust_domain: TrustDomain,
-        /// by one of these roots.
+        /// The peer must be discovery of one of them, names of one trust domain: it is asked for under the first.
+        names: Vec<TrustDomain>,
+        /// The name of the own trust domain to show to it. After a failure it is another one, if there is any: one side
+        /// may have missed a change of the names.
+        shown: TrustDomain,
+        /// Roots of the peer's trust domain.
         roots_pem: String,
     },
     /// End the stream after what was sent on it.

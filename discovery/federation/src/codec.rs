@@ -51,18 +51,19 @@ fn malformed() -> Refusal {
 }
 
 impl<'a> Reader<'a> {
-    /// `domain` ends in a version byte: other versions are told from garbage.
-    pub(crate) fn new(bytes: &'a [u8], domain: &[u8]) -> Result<Self, Refusal> {
-        let (name, version) = domain.split_at(domain.len() - 1);
+    /// `domain` ends in the byte of the form, any of 1 to `form_max`, which is returned too: later forms are told from
+    /// garbage.
+    pub(crate) fn new(bytes: &'a [u8], domain: &[u8], form_max: u8) -> Result<(Self, u8), Refusal> {
+        let (name, _) = domain.split_at(domain.len() - 1);
         let rest = bytes.strip_prefix(name).ok_or_else(malformed)?;
-        let (found, rest) = rest.split_at_checked(1).ok_or_else(malformed)?;
-        if found != version {
+        let (form, rest) = rest.split_first().ok_or_else(malformed)?;
+        if !(1..=form_max).contains(form) {
             return Err(Refusal::new(
                 Code::MembershipTooNew,
-                format!("a record of form {}", found[0]),
+                format!("a record of form {form}"),
             ));
         }
-        Ok(Self(rest))
+        Ok((Self(rest), *form))
     }
 
     pub(crate) fn bytes(&mut self, max: usize) -> Result<&'a [u8], Refusal> {

@@ -1,7 +1,7 @@
 //! What is remembered of a connection, and of a member across its connections.
 
 use crate::{ConnId, ExportedGateway, ExportedService, Exports, ServiceName};
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tombolo_types::TrustDomain;
 
 /// A change that arrives in parts.
@@ -61,6 +61,15 @@ pub(crate) struct Held {
     pub(crate) refused: bool,
 }
 
+impl Held {
+    /// What was refused may be taken now: the next session begins with everything.
+    pub(crate) fn start_over(&mut self) {
+        if self.refused {
+            self.seq = 0;
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) active: Option<ConnId>,
@@ -78,6 +87,11 @@ pub(crate) struct Peer {
     pub(crate) renewing: bool,
     /// Version of its program, as its last Hello said.
     pub(crate) version: Arc<str>,
+    /// Names of its trust domain that it believes itself, as its last Hello said, the one that it makes certificates
+    /// for first.
+    pub(crate) names: Vec<TrustDomain>,
+    /// Names that its record gave it once, and gives it no more.
+    pub(crate) former: BTreeSet<TrustDomain>,
     /// Why it ended the last session.
     pub(crate) said: String,
     /// Highest epoch, and the instance that had it.
@@ -99,6 +113,8 @@ impl Peer {
             failures: 0,
             renewing: false,
             version: "".into(),
+            names: Vec::new(),
+            former: BTreeSet::new(),
             said: String::new(),
             seen: None,
             held: Held::default(),

@@ -4,7 +4,7 @@ use crate::{
     Action, ConnId, Crypto, ExportedService, Exports, Federation, Now, Refusal, ServiceName,
     connection::Receiving,
     exports::{check_mesh_domain, gateways_from_proto},
-    limits::{EXPORTS_BYTES_MAX, PART_BYTES, RESYNC_INTERVAL, SERVICES_MAX},
+    limits::{ALIASES_MAX, EXPORTS_BYTES_MAX, PART_BYTES, RESYNC_INTERVAL, SERVICES_MAX},
 };
 use imbl::ordmap::DiffItem;
 use prost::Message as _;
@@ -137,13 +137,9 @@ impl<C: Crypto> Federation<C> {
         part: pb::ExportsPart,
         now: Now,
     ) -> Result<(), Refusal> {
-        let Some(member) = self.membership.live(cluster) else {
+        let Some(member) = self.membership.live(cluster).cloned() else {
             return Ok(());
         };
-        let (trust_domain, grant) = (
-            member.record.trust_domain.clone(),
-            member.record.namespaces.clone(),
-        );
         let Some(peer) = self.peers.get(cluster).filter(|peer| peer.active == Some(conn)) else {
             return Ok(());
         };
@@ -216,7 +212,7 @@ impl<C: Crypto> Federation<C> {
                 name: service.name.as_str().into(),
             };
             let checked = ExportedService::from_proto(service).and_then(|service| {
-                service.check_exporter(&trust_domain, &grant)?;
+                service.check_exporter(&member)?;
                 Ok(service)
             });
             match checked {
@@ -299,13 +295,9 @@ impl<C: Crypto> Federation<C> {
 
     /// The record of a member changed: what it may not export goes at once, what it may now is asked for.
     pub(crate) fn refilter(&mut self, cluster: &Arc<str>, now: Now) {
-        let Some(member) = self.membership.live(cluster) else {
+        let Some(member) = self.membership.live(cluster).cloned() else {
             return;
         };
-        let (trust_domain, grant) = (
-            member.record.trust_domain.clone(),
-            member.record.namespaces.clone(),
-        );
         let Some(peer) = self.peers.get_mut(cluster) else {
             return;
         };
@@ -314,7 +306,7 @@ impl<C: Crypto> Federation<C> {
             .exports
             .services
             .values()
-            .filter(|service| service.check_exporter(&trust_domain, &grant).is_err())
+            .filter(|service| service.check_exporter(&member).is_err())
             .map(|service| service.name.clone())
             .collect();
         for name in &outside {
@@ -325,6 +317,7 @@ impl<C: Crypto> Federation<C> {
             // Perhaps at another address now.
             peer.next_dial = peer.next_dial.min(now.monotonic);
             peer.failures = 0;
+            peer.held.start_over();
         }
         let ask = peer.active.filter(|_| peer.held.refused);
         self.changed.insert(cluster.clone());
@@ -335,11 +328,14 @@ impl<C: Crypto> Federation<C> {
 
     /// What [`Action::SaveImports`] asks to store; `None`: nothing is held of this cluster.
     pub fn imports_value(&self, cluster: &str) -> Option<Vec<u8>> {
-        let held = &self.peers.get(cluster)?.held;
+        let peer = self.peers.get(cluster)?;
+        let held = &peer.held;
+        let signs = peer.names.first();
         let stored = pb::StoredImports {
             epoch: held.epoch,
             instance: held.instance,
-            seq: held.seq,
+            // With something missing there is no state that the peer could go on from.
+            seq: if held.refused { 0 } else { held.seq },
             services: held
                 .exports
                 .services
@@ -353,6 +349,8 @@ impl<C: Crypto> Federation<C> {
                 .map(crate::ExportedGateway::to_proto)
                 .collect(),
             mesh_domain: held.exports.mesh_domain.to_string(),
+            trust_domain: signs.map(ToString::to_string).unwrap_or_default(),
+            former_trust_domains: peer.former.iter().map(ToString::to_string).collect(),
         };
         (held.seq > 0).then(|| stored.encode_to_vec())
     }
@@ -373,11 +371,7 @@ impl<C: Crypto> Federation<C> {
                 .into_iter()
                 .take(SERVICES_MAX)
                 .filter_map(|service| ExportedService::from_proto(service).ok())
-                .filter(|service| {
-                    service
-                        .check_exporter(&member.record.trust_domain, &member.record.namespaces)
-                        .is_ok()
-                })
+                .filter(|service| service.check_exporter(member).is_ok())
                 .map(|service| (service.name.clone(), Arc::new(service)))
                 .collect();
             let complete = services.len() == count;
@@ -390,11 +384,14 @@ impl<C: Crypto> Federation<C> {
                     .unwrap_or_default()
                     .into(),
             };
+            peer.names = stored.trust_domain.parse().into_iter().collect();
+            let former = stored.former_trust_domains.iter().take(ALIASES_MAX);
+            peer.former = former.filter_map(|name| name.parse().ok()).collect();
             peer.held.epoch = stored.epoch;
             peer.held.instance = stored.instance;
             // Incomplete: the state has no number that the peer could go on from.
             peer.held.seq = if complete { stored.seq } else { 0 };
-            peer.seen = (stored.seq > 0).then_some((stored.epoch, stored.instance));
+            peer.seen = (stored.epoch > 0).then_some((stored.epoch, stored.instance));
             self.changed.insert(cluster.clone());
         }
     }

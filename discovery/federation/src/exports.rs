@@ -1,11 +1,11 @@
 use crate::{
-    Grant, Refusal,
+    Member, Refusal,
     limits::{GATEWAYS_MAX, PORTS_MAX, PRESENCES_MAX, SUBJECT_ALT_NAMES_MAX},
 };
 use imbl::OrdMap;
 use std::{collections::BTreeSet, fmt, net::IpAddr, sync::Arc};
 use tombolo_proto::tombolo::federation::v1 as pb;
-use tombolo_types::{Code, SpiffeId, TrustDomain, check_label, reserved_namespace};
+use tombolo_types::{Code, SpiffeId, check_label, reserved_namespace};
 
 /// Name of a service within a cluster; with the mesh domain of whoever reads it, its host name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -170,11 +170,12 @@ impl ExportedService {
     }
 
     /// Checks it against what its exporter may say.
-    pub(crate) fn check_exporter(&self, trust_domain: &TrustDomain, grant: &Grant) -> Result<(), Refusal> {
-        if !grant.allows(&self.name.namespace) {
+    pub(crate) fn check_exporter(&self, exporter: &Member) -> Result<(), Refusal> {
+        if !exporter.record.namespaces.allows(&self.name.namespace) {
             return Err(Refusal::new(Code::ExportOutsideGrant, &self.name));
         }
-        let foreign = |id: &&SpiffeId| id.trust_domain != *trust_domain || reserved_namespace(&id.namespace);
+        let foreign =
+            |id: &&SpiffeId| !exporter.has_name(&id.trust_domain) || reserved_namespace(&id.namespace);
         if let Some(id) = self.subject_alt_names.iter().find(foreign) {
             return Err(Refusal::new(
                 Code::ExportForeignIdentity,

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 use tombolo_proto::tombolo::federation::v1 as pb;
-use tombolo_types::Code;
+use tombolo_types::{Code, TrustDomain};
 
 /// An admission that waits for the first contact of the joining cluster.
 #[derive(Debug)]
@@ -39,6 +39,8 @@ pub struct MemberStatus {
     pub services: usize,
     /// It exports something that was refused.
     pub refused: bool,
+    /// Names of its trust domain that it believes itself, as it said last, the one that it makes certificates for first.
+    pub believes: Vec<TrustDomain>,
     /// Version of its program as it said last; empty: it has not been heard since the start.
     pub version: Arc<str>,
     /// Why it ended the last session, in its own words; empty: it did not, or a session is up.
@@ -123,6 +125,7 @@ impl<C: Crypto> Federation<C> {
         }
         core.out.push(Action::Persist(writes));
         core.follow(&BTreeMap::new(), &BTreeMap::new(), Vec::new(), now);
+        core.settle_names(now);
         core.load_imports(saved);
         core.refresh_profile(now);
         let actions = core.finish(now);
@@ -178,6 +181,7 @@ impl<C: Crypto> Federation<C> {
                 seq: peer.map_or(0, |peer| peer.held.seq),
                 services: peer.map_or(0, |peer| peer.held.exports.services.len()),
                 refused: peer.is_some_and(|peer| peer.held.refused),
+                believes: peer.map(|peer| peer.names.clone()).unwrap_or_default(),
                 version: peer.map(|peer| peer.version.clone()).unwrap_or_default(),
                 said: peer.map(|peer| peer.said.clone()).unwrap_or_default(),
             }

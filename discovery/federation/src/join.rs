@@ -9,7 +9,10 @@ use crate::{
     record::sign,
 };
 use prost::Message as _;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 use tombolo_proto::tombolo::federation::v1 as pb;
 use tombolo_types::{Code, InviteToken, TrustDomain};
 
@@ -95,7 +98,7 @@ impl<C: Crypto> Federation<C> {
         }
         let taken = view.values().find(|member| {
             member.is_live()
-                && member.record.trust_domain == *trust_domain
+                && member.record.has_name(trust_domain)
                 && member.record.cluster.as_ref() != cluster
                 && !(share_trust_domain && member.record.share_trust_domain)
         });
@@ -137,7 +140,7 @@ impl<C: Crypto> Federation<C> {
         {
             return Err(bad("a signature does not fit"));
         }
-        if !crate::session::versions_fit(&self.own.version, &request.version) {
+        if !crate::hello::versions_fit(&self.own.version, &request.version) {
             return Err(Refusal::new(
                 Code::MemberVersion,
                 format!("{:?} here, {:?} there", self.own.version, request.version),
@@ -194,6 +197,7 @@ impl<C: Crypto> Federation<C> {
         let record = Record {
             cluster: cluster.clone(),
             trust_domain: invite.trust_domain.clone(),
+            aliases: BTreeSet::new(),
             key,
             roots_pem: request.roots_pem.clone(),
             endpoints: request.endpoints.clone(),
@@ -338,7 +342,7 @@ impl<C: Crypto> Federation<C> {
     /// # Errors
     /// [`Code::FederatedAlready`], [`Code::MemberVersion`], [`Code::MembershipForged`].
     pub fn accept(&mut self, response: &pb::JoinResponse, now: Now) -> Result<Vec<Action>, Refusal> {
-        if !crate::session::versions_fit(&self.own.version, &response.version) {
+        if !crate::hello::versions_fit(&self.own.version, &response.version) {
             return Err(Refusal::new(
                 Code::MemberVersion,
                 format!("{:?} here, {:?} there", self.own.version, response.version),
@@ -363,7 +367,7 @@ impl<C: Crypto> Federation<C> {
             .live(&self.own.cluster)
             .map(|member| member.record.clone());
         let own = own.ok_or_else(|| forged("this cluster is not in the answer"))?;
-        if own.key != self.crypto.public_key() || own.trust_domain != self.own.trust_domain {
+        if own.key != self.crypto.public_key() || !own.has_name(&self.own.trust_domain) {
             return Err(forged("another key or trust domain than this cluster's"));
         }
         if membership.live(&response.inviter).is_none() {

@@ -13,14 +13,15 @@
 //!   Set [`limits::MESSAGE_BYTES_MAX`] as the decoding limit; a full queue closes the connection.
 //! * `Join` on the inviting side: find the ClusterInvite by `invite_id`, [`Federation::redeem`], persist, answer. On the
 //!   joining side: [`Federation::join_request`] with the key of the token's seed, call, [`Federation::accept`].
-//! * Verbs: [`Federation::check_invite`], [`Federation::remove`], [`Federation::set_grant`], [`Federation::leave`],
-//!   [`Federation::set_profile`], [`Federation::members`].
+//! * Verbs: [`Federation::check_invite`], [`Federation::remove`], [`Federation::set_grant`],
+//!   [`Federation::change_names`], [`Federation::leave`], [`Federation::set_profile`], [`Federation::members`].
 //!
 //! ```
 //! use tombolo_federation::{Action, Ed25519, Federation, Now, Own, Saved};
 //! let own = Own {
 //!     cluster: "west".into(),
 //!     trust_domain: "west.example".parse().unwrap(),
+//!     also: Vec::new(),
 //!     roots_pem: "-----BEGIN CERTIFICATE-----".into(),
 //!     endpoints: vec!["gateway.west.example:443".into()],
 //!     version: "0.1.0".into(),
@@ -45,6 +46,8 @@
 //! leaves nothing but a spent invite.
 //! **Invariant:** a member speaks only for itself. Exports are believed on the connection of the member that proved
 //! its key on it, inside its grant, with identities of its own trust domain, as `<name>.<namespace>` only.
+//! **Invariant:** a member has no name of its trust domain that its record does not give it, and nobody gives itself
+//! one but the founder. An alias that is another member's name, or its alias, counts for nothing.
 //! **Invariant:** at most one session per member; of two that both work the one that the lower name dialled stays.
 //! **Invariant:** the imports of a member that cannot be reached are served, marked stale, until it is removed. The
 //! mark ends after a session was good for the hold-down, which grows when it flaps.
@@ -62,9 +65,12 @@ mod crypto;
 mod exchange;
 mod exports;
 mod federation;
+mod gossip;
+mod hello;
 mod join;
 pub mod limits;
 mod membership;
+mod names;
 mod own;
 mod record;
 mod refusal;
@@ -84,6 +90,7 @@ pub use exports::{
 pub use federation::{Federation, Joining, MemberStatus};
 pub use join::Invite;
 pub use membership::{Member, Standing};
+pub use names::NameChange;
 pub use own::Own;
 pub use record::{Grant, Profile, Record};
 pub use refusal::Refusal;

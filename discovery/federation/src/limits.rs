@@ -15,6 +15,9 @@ pub const ROOTS_BYTES_MAX: usize = 16 * 1024;
 pub const ENDPOINTS_MAX: usize = 8;
 /// Namespaces in one grant.
 pub const NAMESPACES_MAX: usize = 256;
+/// Other names of one member's trust domain: one is in use while it is renamed, and more only where a renaming is not
+/// finished before the next.
+pub const ALIASES_MAX: usize = 4;
 /// Admissions that wait for the first contact of the joining cluster.
 pub const ADMISSIONS_MAX: usize = 64;
 /// How far a version may stand above what is held: nobody changes a record a million times unseen, and a forged

@@ -3,7 +3,10 @@ use crate::{
     codec::digest,
     limits::{DEPTH_MAX, MEMBERS_MAX, RECORDS_MAX, VERSION_JUMP_MAX},
 };
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 use tombolo_proto::tombolo::federation::v1::Signed;
 use tombolo_types::{Code, TrustDomain};
 
@@ -27,6 +30,8 @@ pub struct Member {
     pub profile: Option<Arc<Profile>>,
     /// Member or not.
     pub standing: Standing,
+    /// The aliases of the record that count: those that belong to no other member.
+    pub aliases: BTreeSet<TrustDomain>,
 }
 
 impl Member {
@@ -42,6 +47,25 @@ impl Member {
         self.profile
             .as_ref()
             .map_or(&self.record.endpoints, |profile| &profile.endpoints)
+    }
+
+    /// Every name of its trust domain that counts, the first one of its record first.
+    pub fn names(&self) -> impl Iterator<Item = &TrustDomain> {
+        std::iter::once(&self.record.trust_domain).chain(&self.aliases)
+    }
+
+    /// True for a name of its trust domain that counts.
+    pub fn has_name(&self, trust_domain: &TrustDomain) -> bool {
+        self.names().any(|name| name == trust_domain)
+    }
+
+    /// Names by which its discovery may come: one that is no member any more learns so under each that it had.
+    pub(crate) fn may_come_as(&self, trust_domain: &TrustDomain) -> bool {
+        if self.is_live() {
+            self.has_name(trust_domain)
+        } else {
+            self.record.has_name(trust_domain)
+        }
     }
 
     pub(crate) fn is_live(&self) -> bool {
@@ -65,7 +89,8 @@ pub(crate) type Slot = (Arc<str>, Arc<str>);
 /// **Invariant:** the view is a function of the founder's key and the statements held, never of the order in which
 /// they came. The statement of the signer nearest to the founder holds; among signers equally near, the one with the
 /// lower name. So whoever may admit can take a name away from one equally near or further away, and nobody else can;
-/// removing that signer gives it back.
+/// removing that signer gives it back. Aliases come after the trust domains that are stated equally near: an alias that
+/// another member has does not count, and the member that it was given stays one.
 /// **Invariant:** a statement counts only while its signer is a live member with the right to admit, in the
 /// incarnation that signed, with the key that signed. The founder's key always counts: it is the root of the set.
 #[derive(Debug)]
@@ -276,6 +301,7 @@ impl Membership {
         holders: &mut BTreeMap<TrustDomain, bool>,
         speakers: &mut BTreeMap<u64, BTreeMap<Arc<str>, (u64, MemberKey)>>,
     ) {
+        let mut fresh = Vec::new();
         for ((cluster, signer), statement) in &self.statements {
             let record = &statement.record;
             let by = (record.admitter_incarnation, statement.signer_key);
@@ -288,6 +314,7 @@ impl Membership {
             }
             let standing = self.standing(record, holders);
             if standing == Standing::Live {
+                fresh.push(cluster);
                 holders.insert(record.trust_domain.clone(), record.share_trust_domain);
                 if record.may_admit {
                     let speaker = (record.incarnation, record.key);
@@ -302,8 +329,22 @@ impl Membership {
                 record: record.clone(),
                 profile: profile.filter(|profile| profile.key == record.key),
                 standing,
+                aliases: BTreeSet::new(),
             };
             view.insert(cluster.clone(), member);
+        }
+        for cluster in fresh {
+            let Some(member) = view.get_mut(cluster) else {
+                continue;
+            };
+            let record = &member.record;
+            let free = |name: &&TrustDomain| {
+                let held = holders.get(*name);
+                held.is_none_or(|shared| *shared && record.share_trust_domain)
+            };
+            member.aliases = record.aliases.iter().filter(free).cloned().collect();
+            let taken = member.aliases.iter();
+            holders.extend(taken.map(|name| (name.clone(), record.share_trust_domain)));
         }
     }
 

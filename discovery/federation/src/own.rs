@@ -5,7 +5,10 @@ use crate::{
     limits::{ROOTS_BYTES_MAX, SERVICES_MAX},
     record::sign,
 };
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 use tombolo_types::{Code, TrustDomain};
 
 /// What a discovery is when it starts.
@@ -13,8 +16,10 @@ use tombolo_types::{Code, TrustDomain};
 pub struct Own {
     /// Name of the cluster, a DNS label.
     pub cluster: Arc<str>,
-    /// Its trust domain.
+    /// Its trust domain: certificates are made for it.
     pub trust_domain: TrustDomain,
+    /// Other names of the trust domain that are believed here while it is renamed.
+    pub also: Vec<TrustDomain>,
     /// Its root certificates.
     pub roots_pem: String,
     /// `host:port` where others reach this discovery (mostly through its gateways); none: it only dials.
@@ -57,6 +62,7 @@ impl<C: Crypto> Federation<C> {
         Record {
             cluster: self.own.cluster.clone(),
             trust_domain: self.own.trust_domain.clone(),
+            aliases: BTreeSet::new(),
             key: self.crypto.public_key(),
             roots_pem: self.own.roots_pem.clone(),
             endpoints: self.own.endpoints.clone(),
@@ -79,7 +85,7 @@ impl<C: Crypto> Federation<C> {
         let exports = match self.own_member() {
             None => Exports::default(),
             Some(member) => {
-                let record = member.record.clone();
+                let member = member.clone();
                 let mut services = crate::Services::new();
                 for (name, service) in &self.wanted.services {
                     let known = self
@@ -93,7 +99,7 @@ impl<C: Crypto> Federation<C> {
                         (**service).clone().checked().map(Arc::new)
                     };
                     let result = checked.and_then(|service| {
-                        service.check_exporter(&record.trust_domain, &record.namespaces)?;
+                        service.check_exporter(&member)?;
                         if *name != service.name {
                             return Err(Refusal::new(Code::ExportInvalid, name));
                         }

@@ -1,13 +1,16 @@
 use crate::{
     MemberKey, Refusal,
     codec::{Reader, Writer},
-    limits::{DEPTH_MAX, ENDPOINTS_MAX, NAMESPACES_MAX, ROOTS_BYTES_MAX},
+    limits::{ALIASES_MAX, DEPTH_MAX, ENDPOINTS_MAX, NAMESPACES_MAX, ROOTS_BYTES_MAX},
 };
 use std::{collections::BTreeSet, sync::Arc};
 use tombolo_proto::tombolo::federation::v1::Signed;
 use tombolo_types::{Code, TrustDomain, check_label, reserved_namespace};
 
 const RECORD: &[u8] = b"tombolo member\0\x01";
+/// The form of a record with aliases: one without them keeps the bytes that it always had, so that members of releases
+/// before this form go on reading it.
+const RECORD_WITH_ALIASES: &[u8] = b"tombolo member\0\x02";
 const PROFILE: &[u8] = b"tombolo profile\0\x01";
 /// Most characters of an endpoint: a DNS name and a port.
 const ENDPOINT_LENGTH_MAX: usize = 253 + 6;
@@ -73,6 +76,9 @@ pub struct Record {
     pub cluster: Arc<str>,
     /// Its trust domain.
     pub trust_domain: TrustDomain,
+    /// Other names of its trust domain while that is renamed: identities of them are its own too, by the same roots.
+    /// `trust_domain` is not among them.
+    pub aliases: BTreeSet<TrustDomain>,
     /// Key of its discovery.
     pub key: MemberKey,
     /// Root certificates at the time of its join; a [`Profile`] replaces them.
@@ -128,7 +134,13 @@ fn check_roots(roots_pem: &str) -> Result<(), Refusal> {
 impl Record {
     /// The bytes that are signed.
     pub fn encode(&self) -> Vec<u8> {
-        Writer::new(RECORD)
+        let aliases = &self.aliases;
+        let form = if aliases.is_empty() {
+            RECORD
+        } else {
+            RECORD_WITH_ALIASES
+        };
+        let writer = Writer::new(form)
             .text(&self.cluster)
             .text(self.trust_domain.as_str())
             .bytes(&self.key.0)
@@ -142,8 +154,11 @@ impl Record {
             .flag(self.removed)
             .text(&self.admitted_by)
             .number(self.rank)
-            .number(self.admitter_incarnation)
-            .finish()
+            .number(self.admitter_incarnation);
+        if aliases.is_empty() {
+            return writer.finish();
+        }
+        writer.texts(aliases.iter().map(TrustDomain::as_str)).finish()
     }
 
     /// Reads what [`Self::encode`] wrote, and nothing else.
@@ -151,16 +166,18 @@ impl Record {
     /// # Errors
     /// [`Code::MembershipTooNew`] for another form, [`Code::MembershipForged`] for anything that is not canonical.
     pub fn decode(bytes: &[u8]) -> Result<Self, Refusal> {
-        let mut reader = Reader::new(bytes, RECORD)?;
+        let (mut reader, form) = Reader::new(bytes, RECORD, 2)?;
         let cluster = reader.text(63)?;
         let trust_domain = reader.text(253)?;
         let key = MemberKey::try_from(reader.bytes(32)?).map_err(|_| malformed("the key is not 32 bytes"))?;
         let roots_pem = reader.text(ROOTS_BYTES_MAX)?.to_owned();
         let endpoints = owned(reader.texts(ENDPOINTS_MAX, ENDPOINT_LENGTH_MAX)?);
         let namespaces = reader.texts(NAMESPACES_MAX, 63)?;
-        let record = Self {
+        let domain = |text: &str| text.parse().map_err(|_| malformed("trust domain"));
+        let mut record = Self {
             cluster: cluster.into(),
-            trust_domain: trust_domain.parse().map_err(|_| malformed("trust domain"))?,
+            trust_domain: domain(trust_domain)?,
+            aliases: BTreeSet::new(),
             key,
             roots_pem,
             endpoints,
@@ -174,9 +191,14 @@ impl Record {
             rank: reader.number()?,
             admitter_incarnation: reader.number()?,
         };
+        if form > 1 {
+            let aliases = reader.texts(ALIASES_MAX, 253)?;
+            record.aliases = aliases.into_iter().map(domain).collect::<Result<_, _>>()?;
+        }
         reader.finish()?;
         record.check()?;
-        // Order and repetition of namespaces are the only freedom that reading leaves.
+        // Order and repetition of namespaces and aliases, and an empty list of these, are the only freedom that reading
+        // leaves.
         if record.encode() != bytes {
             return Err(malformed("the bytes are not canonical"));
         }
@@ -189,6 +211,9 @@ impl Record {
         check_label("cluster", &self.admitted_by).map_err(|error| malformed(&error.to_string()))?;
         check_endpoints(&self.endpoints)?;
         check_roots(&self.roots_pem)?;
+        if self.aliases.len() > ALIASES_MAX || self.aliases.contains(&self.trust_domain) {
+            return Err(malformed("too many names of the trust domain, or one twice"));
+        }
         if self.rank > DEPTH_MAX as u64 {
             return Err(malformed("too far from the founder"));
         }
@@ -202,6 +227,16 @@ impl Record {
     /// removal; then the higher version; then the larger bytes, so that all members choose the same.
     pub(crate) fn rank(&self) -> (u64, bool, u64) {
         (self.incarnation, self.removed, self.version)
+    }
+
+    /// Every name of its trust domain, that of `trust_domain` first.
+    pub fn names(&self) -> impl Iterator<Item = &TrustDomain> {
+        std::iter::once(&self.trust_domain).chain(&self.aliases)
+    }
+
+    /// True for a name of its trust domain.
+    pub fn has_name(&self, trust_domain: &TrustDomain) -> bool {
+        self.names().any(|name| name == trust_domain)
     }
 }
 
@@ -237,7 +272,7 @@ impl Profile {
     /// # Errors
     /// As [`Record::decode`].
     pub fn decode(bytes: &[u8]) -> Result<Self, Refusal> {
-        let mut reader = Reader::new(bytes, PROFILE)?;
+        let (mut reader, _) = Reader::new(bytes, PROFILE, 1)?;
         let profile = Self {
             cluster: reader.text(63)?.into(),
             key: MemberKey::try_from(reader.bytes(32)?).map_err(|_| malformed("the key is not 32 bytes"))?,

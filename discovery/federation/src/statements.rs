@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 use tombolo_proto::tombolo::federation::v1 as pb;
-use tombolo_types::Code;
+use tombolo_types::{Code, TrustDomain};
 
 impl<C: Crypto> Federation<C> {
     /// Takes statements and profiles that came from `from` (`None`: the own cluster made them), and follows what
@@ -159,6 +159,7 @@ impl<C: Crypto> Federation<C> {
                 self.changed.insert(cluster.clone());
             } else if differing.contains(cluster) {
                 self.refilter(cluster, now);
+                self.renamed(cluster, before.get(cluster), member);
             }
         }
         // It came by way of another member.
@@ -188,11 +189,51 @@ impl<C: Crypto> Federation<C> {
                 self.audit(Refusal::new(Code::MemberContested, cause).of(cluster), now);
             }
         }
+        for (cluster, member) in &after {
+            let lost =
+                |member: &Member| member.is_live() && member.aliases.len() < member.record.aliases.len();
+            if lost(member) && !before.get(cluster).is_some_and(lost) {
+                let lost = member.record.aliases.difference(&member.aliases);
+                let lost: Vec<&str> = lost.map(TrustDomain::as_str).collect();
+                let cause = format!("trust domain {}, as another name", lost.join(", "));
+                self.audit(Refusal::new(Code::MemberContested, cause).of(cluster), now);
+            }
+        }
         if differing.contains(&self.own.cluster) {
+            let first = |view: &BTreeMap<Arc<str>, Member>| {
+                let own = view.get(&self.own.cluster);
+                own.map(|own| own.record.trust_domain.clone())
+            };
+            if first(before) != first(&after) {
+                self.renew(); // another name is shown from now on
+            }
             self.refresh_exports(now);
             if !is_member {
                 self.audit(self.no_member(), now);
             }
+        }
+    }
+    /// A session under a name that is not the member's any more ends; it comes back under one that is.
+    fn renamed(&mut self, cluster: &Arc<str>, before: Option<&Member>, member: &Member) {
+        let Some(peer) = self.peers.get_mut(cluster) else {
+            return;
+        };
+        let had = before.into_iter().flat_map(Member::names);
+        let lost: Vec<&TrustDomain> = had.filter(|name| !member.has_name(name)).collect();
+        if !lost.is_empty() {
+            peer.former.extend(lost.into_iter().cloned());
+            while peer.former.len() > limits::ALIASES_MAX {
+                peer.former.pop_first();
+            }
+            let cluster = cluster.clone();
+            self.out.push(Action::SaveImports { cluster });
+        }
+        peer.former.retain(|name| !member.has_name(name));
+        let Some(conn) = peer.active else { return };
+        let shown = self.connections.get(&conn).map(|open| &open.trust_domain);
+        if shown.is_some_and(|shown| !member.has_name(shown)) {
+            peer.held.start_over();
+            self.drop_connection(conn);
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::{
 };
 use std::{sync::Arc, time::Duration};
 use tombolo_proto::tombolo::federation::v1::{self as pb, peer_message::Message};
-use tombolo_types::Code;
+use tombolo_types::{Code, TrustDomain};
 
 impl<C: Crypto> Federation<C> {
     /// The next moment (of the monotonic clock) at which [`crate::Event::Tick`] has something to do, and what.
@@ -167,11 +167,13 @@ impl<C: Crypto> Federation<C> {
                 now,
             );
         }
+        let shown = self.shown_after(self.peers.get(cluster).map_or(0, |peer| peer.failures));
         if dial && let Some(member) = self.membership.live(cluster) {
             self.out.push(Action::Dial {
                 cluster: cluster.clone(),
                 endpoints: member.endpoints().to_vec(),
-                trust_domain: member.record.trust_domain.clone(),
+                names: member.names().cloned().collect(),
+                shown,
                 roots_pem: member.roots_pem().to_owned(),
             });
         }
@@ -228,9 +230,16 @@ impl<C: Crypto> Federation<C> {
     fn imports(&self, cluster: &Arc<str>) -> Option<Imports> {
         let member = self.membership.live(cluster)?;
         let peer = self.peers.get(cluster)?;
+        let signs = peer.names.first().filter(|name| member.has_name(name));
+        let trust_domain = signs.unwrap_or(&member.record.trust_domain);
+        let also = member.names().filter(|name| *name != trust_domain);
+        let others = || self.membership.view().values().filter(|other| other.is_live());
+        let free = |name: &&TrustDomain| !others().any(|other| other.has_name(name));
         Some(Imports {
             cluster: cluster.clone(),
-            trust_domain: member.record.trust_domain.clone(),
+            trust_domain: trust_domain.clone(),
+            also: also.cloned().collect(),
+            former: peer.former.iter().filter(free).cloned().collect(),
             roots_pem: member.roots_pem().into(),
             gateways: peer.held.exports.gateways.clone(),
             services: peer.held.exports.services.clone(),

@@ -1,25 +1,28 @@
 //! What the shell asks about roots: whose certificates may open a stream, and whose trust domain is shared.
 
-use crate::{Action, Crypto, Federation, Now, Refusal};
+use crate::{Action, Crypto, Federation, Now, Record, Refusal};
 use std::collections::BTreeSet;
 use tombolo_types::TrustDomain;
 
 impl<C: Crypto> Federation<C> {
-    /// Roots by which a peer may be discovery of a trust domain: those of every member whose record is held (a removed
-    /// one learns its removal that way), and of clusters whose invite was redeemed and that have not come yet.
+    /// Roots by which a peer may be discovery of a trust domain: those of every member whose record is held, under each
+    /// name of it (a removed one learns its removal that way), and of clusters whose invite was redeemed and that have not come yet.
     pub fn peer_roots(&self) -> BTreeSet<(TrustDomain, String)> {
         let own = &self.own.cluster;
         let members = self.membership.view().values();
         let members = members
             .filter(|member| member.record.cluster != *own)
-            .map(|member| (member.record.trust_domain.clone(), member.roots_pem().to_owned()));
-        let waiting = self.admissions.values().map(|admission| {
-            (
-                admission.record.trust_domain.clone(),
-                admission.record.roots_pem.clone(),
-            )
-        });
-        members.chain(waiting).collect()
+            .map(|member| (&*member.record, member.roots_pem()));
+        let waiting = self.admissions.values();
+        let waiting = waiting.map(|admission| (&admission.record, admission.record.roots_pem.as_str()));
+        let named = |(record, roots): (&Record, &str)| {
+            let names: Vec<_> = record
+                .names()
+                .map(|name| (name.clone(), roots.to_owned()))
+                .collect();
+            names
+        };
+        members.chain(waiting).flat_map(named).collect()
     }
 
     /// The founder says whether its own trust domain may be that of another member.

@@ -16,7 +16,11 @@ impl<C: Crypto> Federation<C> {
             let cluster = cluster.clone();
             self.confirm_admission(&cluster, now)?;
         }
-        self.rewrite(cluster, now, |record| record.removed = true)
+        self.rewrite(cluster, now, |record| {
+            record.removed = true;
+            // Members of each release read a removal, and it comes under the first name to learn of it.
+            record.aliases.clear();
+        })
     }
 
     /// Changes what a member may do.
@@ -56,6 +60,7 @@ impl<C: Crypto> Federation<C> {
         }
         let mut record = (*member.record).clone();
         record.removed = true;
+        record.aliases.clear();
         record.admitted_by = own;
         record.admitter_incarnation = record.incarnation;
         record.version += 1;
@@ -73,6 +78,17 @@ impl<C: Crypto> Federation<C> {
         now: Now,
         change: impl FnOnce(&mut Record),
     ) -> Result<Vec<Action>, Refusal> {
+        self.restate(cluster, now, change)?;
+        Ok(self.finish(now))
+    }
+
+    /// The same, without the end of a call.
+    pub(crate) fn restate(
+        &mut self,
+        cluster: &str,
+        now: Now,
+        change: impl FnOnce(&mut Record),
+    ) -> Result<(), Refusal> {
         let own = self.own_member().ok_or_else(|| self.no_member())?.record.clone();
         let member = self
             .membership
@@ -121,6 +137,6 @@ impl<C: Crypto> Federation<C> {
             .rev()
             .collect();
         self.take(&statements, &[], None, now);
-        Ok(self.finish(now))
+        Ok(())
     }
 }

@@ -1,6 +1,6 @@
 use crate::{ExportedGateway, Services};
 use imbl::OrdMap;
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 use tombolo_types::TrustDomain;
 
 /// What one other cluster offers to this one.
@@ -8,8 +8,13 @@ use tombolo_types::TrustDomain;
 pub struct Imports {
     /// Which cluster.
     pub cluster: Arc<str>,
-    /// Its trust domain: every identity in `services`, and its gateways, are of it.
+    /// Its trust domain: every identity in `services`, and its gateways, are of it or of one of its other names. Of
+    /// several names the one that it makes certificates for, as far as that is known.
     pub trust_domain: TrustDomain,
+    /// Other names of that trust domain while it is renamed.
+    pub also: BTreeSet<TrustDomain>,
+    /// Names that it had, and that nobody has now: they let nobody in, and what they let in may run on.
+    pub former: BTreeSet<TrustDomain>,
     /// Its root certificates. Two clusters that share a trust domain have each its own.
     pub roots_pem: Arc<str>,
     /// Its healthy gateways, sorted.

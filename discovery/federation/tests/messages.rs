@@ -25,6 +25,7 @@ fn record(cluster: &str, by: &str) -> Record {
     Record {
         cluster: cluster.into(),
         trust_domain: format!("{cluster}.example").parse().unwrap(),
+        aliases: BTreeSet::new(),
         key: MemberKey([2; 32]),
         roots_pem: "root".into(),
         endpoints: vec!["x:443".into()],

@@ -168,9 +168,15 @@ impl Registry {
                 healthy: self.is_healthy(entry),
             });
         let mut places: BTreeMap<(&str, &str), (u32, u32)> = BTreeMap::new();
-        let own = |id: &SpiffeId| id.trust_domain == self.settings.trust_domain;
+        // Others are told the name that certificates are made for; what else it is called they know by our record.
+        let own = |id: SpiffeId| {
+            let trust_domain = self.settings.trust_domain.clone();
+            self.settings
+                .is_own(&id.trust_domain)
+                .then_some(SpiffeId { trust_domain, ..id })
+        };
         let named = service.spec().subject_alt_names.iter();
-        let named = named.filter_map(|name| name.parse().ok().filter(own));
+        let named = named.filter_map(|name| name.parse().ok().and_then(own));
         let mut sans: BTreeSet<String> = named.map(|id| id.to_string()).collect();
         for Counted { spec, healthy } in written.chain(selected) {
             let place = (self.home_network(spec), spec.locality.as_str());

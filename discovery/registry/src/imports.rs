@@ -40,8 +40,12 @@ const KEY_PREFIX: &str = "~imported/";
 /// What another cluster says about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Imports {
-    /// Its trust domain: its identities count only there.
+    /// Its trust domain: its identities count only there, and in the other names of it.
     pub trust_domain: TrustDomain,
+    /// Other names of that trust domain while it is renamed: by the same roots, an identity of one is that of another.
+    pub also: Vec<TrustDomain>,
+    /// Names that it had: they let nobody in, and connections that they let in run on.
+    pub former: Vec<TrustDomain>,
     /// Roots of that trust domain (PEM).
     pub roots_pem: String,
     /// Its roots make identities of this mesh's own trust domain too, as agreed when it was admitted. Without that,
@@ -55,6 +59,13 @@ pub struct Imports {
     pub gateways: Vec<ImportedGateway>,
     /// What it exports.
     pub services: Vec<Export>,
+}
+
+impl Imports {
+    /// Every name of its trust domain, the one that it makes certificates for first.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &TrustDomain> {
+        std::iter::once(&self.trust_domain).chain(&self.also)
+    }
 }
 
 /// A gateway of another cluster.
@@ -138,12 +149,13 @@ impl Registry {
         let facts = |imports: &Option<Imports>| {
             imports
                 .as_ref()
-                .map(|i| (i.trust_domain.clone(), i.mesh_domain.clone()))
+                .map(|i| (i.trust_domain.clone(), i.also.clone(), i.mesh_domain.clone()))
         };
         let roots = |imports: &Option<Imports>| {
-            imports
-                .as_ref()
-                .map(|i| (i.trust_domain.clone(), i.roots_pem.clone(), i.shares_trust_domain))
+            imports.as_ref().map(|i| {
+                let names: Vec<TrustDomain> = i.names().chain(&i.former).cloned().collect();
+                (names, i.also.len(), i.roots_pem.clone(), i.shares_trust_domain)
+            })
         };
         if roots(&old) != roots(&imports) {
             self.dirty.insert(Producer::Mesh);
@@ -234,15 +246,19 @@ impl Registry {
         clusters.filter_map(|(cluster, service)| Some((cluster, self.imports.get(cluster)?, service)))
     }
 
-    /// Identities of a service's endpoints in other clusters, each in the trust domain of its cluster.
+    /// Identities of a service's endpoints in other clusters, each in the trust domain of its cluster, and in every name
+    /// of that while it is renamed: an endpoint has its new certificate sooner or later than the others.
     pub(crate) fn imported_identities(&self, namespace: &str, host: &str) -> BTreeSet<String> {
         let key = imported_key(namespace, host);
         let said = self.said_of(&key).flat_map(|(_, imports, service)| {
-            let own = |id: &SpiffeId| id.trust_domain == imports.trust_domain;
-            service
-                .sans
-                .iter()
-                .filter_map(move |text| text.parse().ok().filter(own))
+            let ids = service.sans.iter().filter_map(|text| text.parse().ok());
+            let own = ids.filter(|id: &SpiffeId| imports.names().any(|name| *name == id.trust_domain));
+            own.flat_map(|id| {
+                imports.names().map(move |name| SpiffeId {
+                    trust_domain: name.clone(),
+                    ..id.clone()
+                })
+            })
         });
         said.map(|id| id.to_string()).collect()
     }
@@ -382,22 +398,36 @@ impl Registry {
     pub(crate) fn merged_bundles(&self) -> BTreeMap<TrustDomain, String> {
         let mut merged = self.bundles.clone();
         for imports in self.imports.values() {
-            if imports.trust_domain == self.settings.trust_domain && !imports.shares_trust_domain {
-                continue;
-            }
-            let roots = merged.entry(imports.trust_domain.clone()).or_default();
-            for certificate in certificates(&imports.roots_pem) {
-                if !certificates(roots).any(|known| known == certificate) {
-                    if !(roots.is_empty() || roots.ends_with('\n')) {
-                        roots.push('\n');
-                    }
-                    roots.push_str(certificate);
-                    roots.push('\n');
-                }
+            for name in self.believed_names(imports) {
+                add_roots(merged.entry(name.clone()).or_default(), &imports.roots_pem);
             }
         }
         merged.retain(|_, roots| !roots.is_empty());
         merged
+    }
+
+    /// Names of another cluster's trust domain that its roots are believed for: never one of the own trust domain, unless
+    /// that was agreed.
+    fn believed_names<'a>(&self, imports: &'a Imports) -> impl Iterator<Item = &'a TrustDomain> {
+        let names = imports.names();
+        names.filter(|name| imports.shares_trust_domain || !self.settings.is_own(name))
+    }
+
+    /// Other names that each trust domain of other clusters has, and those that it had.
+    pub(crate) fn imported_names(&self) -> BTreeMap<TrustDomain, OtherNames> {
+        let mut found: BTreeMap<TrustDomain, OtherNames> = BTreeMap::new();
+        for imports in self.imports.values() {
+            let mut names = self.believed_names(imports);
+            let Some(first) = names.next().filter(|first| !self.settings.is_own(first)) else {
+                continue;
+            };
+            let other = found.entry(first.clone()).or_default();
+            other.also.extend(names.cloned());
+            let former = imports.former.iter();
+            let former = former.filter(|name| !self.settings.is_own(name));
+            other.former.extend(former.cloned());
+        }
+        found
     }
 
     /// Virtual addresses of imported services that are still to be given. The caller persists them and hands them to
@@ -463,6 +493,26 @@ impl Registry {
     /// What an imported service is said to hold.
     pub(crate) fn imported_addresses(&self, claim: &Claim) -> Option<&HostAddresses> {
         self.imported_vips.get(&claim.object)
+    }
+}
+
+/// What a trust domain is or was called beside its name.
+#[derive(Debug, Default)]
+pub(crate) struct OtherNames {
+    pub(crate) also: BTreeSet<TrustDomain>,
+    pub(crate) former: BTreeSet<TrustDomain>,
+}
+
+/// Adds the certificates of a text to another one, each once.
+fn add_roots(roots: &mut String, pem: &str) {
+    for certificate in certificates(pem) {
+        if !certificates(roots).any(|known| known == certificate) {
+            if !(roots.is_empty() || roots.ends_with('\n')) {
+                roots.push('\n');
+            }
+            roots.push_str(certificate);
+            roots.push('\n');
+        }
     }
 }
 

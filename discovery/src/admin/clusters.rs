@@ -9,7 +9,7 @@ use crate::{
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use std::collections::BTreeSet;
-use tombolo_federation::{Grant, Joining, Standing};
+use tombolo_federation::{Grant, Joining, NameChange, Standing};
 use tombolo_proto::tombolo::admin::v1 as pb;
 use tombolo_types::{Code, InviteToken, TrustDomain, check_label};
 
@@ -213,11 +213,7 @@ impl AdminService {
     }
 
     pub(super) async fn grant(&self, call: &Call, request: &pb::GrantClusterRequest) -> Result<(), Refusal> {
-        let object = format!(
-            "Cluster {} may export {}",
-            shortened(&request.cluster),
-            shortened(&request.namespaces.join(","))
-        );
+        let object = granting(request);
         self.authorize(call, Verb::Update, Thing::Cluster, None, &object)?;
         let result = self.grant_checked(request).await;
         self.record(
@@ -231,15 +227,54 @@ impl AdminService {
     }
 
     async fn grant_checked(&self, request: &pb::GrantClusterRequest) -> Result<(), Refusal> {
-        if request.namespaces.is_empty() {
+        let federation = &self.context.federation;
+        let name = |text: &str| text.parse::<TrustDomain>().map_err(Refusal::invalid);
+        let add = (!request.add_trust_domain.is_empty()).then(|| name(&request.add_trust_domain));
+        let drop = (!request.drop_trust_domain.is_empty()).then(|| name(&request.drop_trust_domain));
+        let (add, drop) = (add.transpose()?, drop.transpose()?);
+        let renames = add.is_some() || drop.is_some();
+        if request.namespaces.is_empty() && !renames {
             return Err(Refusal::invalid("name the namespaces that it may export, or *"));
         }
-        let namespaces = Grant::from_list(request.namespaces.iter().map(String::as_str))?;
-        let federation = &self.context.federation;
-        federation
-            .grant(request.cluster.clone(), namespaces, request.may_admit)
-            .await
+        if !request.namespaces.is_empty() || request.may_admit.is_some() {
+            let mut namespaces = request.namespaces.clone();
+            if namespaces.is_empty() {
+                let shown = federation.show().await?;
+                let mut members = shown.members.iter();
+                let member = members.find(|member| *member.status.member.record.cluster == *request.cluster);
+                namespaces = member.map(granted).unwrap_or_default();
+            }
+            let namespaces = Grant::from_list(namespaces.iter().map(String::as_str))?;
+            federation
+                .grant(request.cluster.clone(), namespaces, request.may_admit)
+                .await?;
+        }
+        let force = request.force;
+        let changes = [
+            add.map(NameChange::Add),
+            drop.map(|name| NameChange::Drop { name, force }),
+        ];
+        for change in changes.into_iter().flatten() {
+            federation.change_names(request.cluster.clone(), change).await?;
+        }
+        Ok(())
     }
+}
+
+/// What a grant is about, for the audit log.
+fn granting(request: &pb::GrantClusterRequest) -> String {
+    let mut object = format!("Cluster {}", shortened(&request.cluster));
+    if !request.namespaces.is_empty() {
+        object += &format!(" may export {}", shortened(&request.namespaces.join(",")));
+    }
+    if !request.add_trust_domain.is_empty() {
+        object += &format!(" is also {}", shortened(&request.add_trust_domain));
+    }
+    if !request.drop_trust_domain.is_empty() {
+        let forced = if request.force { ", forced" } else { "" };
+        object += &format!(" is no longer {}{forced}", shortened(&request.drop_trust_domain));
+    }
+    object
 }
 
 fn own_of(shown: &Shown) -> Option<&ShownMember> {
@@ -294,6 +329,7 @@ fn comes(joining: &Joining) -> pb::Cluster {
     pb::Cluster {
         name: record.cluster.to_string(),
         trust_domain: record.trust_domain.to_string(),
+        also_trust_domains: record.aliases.iter().map(ToString::to_string).collect(),
         state: "Joining".into(),
         reason: Code::JoinPending.message(format_args!("{}{until}", record.cluster)),
         namespaces: namespaces.into_iter().map(str::to_owned).collect(),
@@ -315,6 +351,10 @@ fn cluster(shown: &ShownMember, all: &Shown) -> pb::Cluster {
         Standing::Removed => ("Removed", Code::MemberRemoved.message(&record.cluster)),
         Standing::Contested => ("Contested", Code::MemberContested.message(&record.cluster)),
         Standing::Live if is_own => ("Own", String::new()),
+        // Whoever is removed itself hears of the others no more.
+        Standing::Live if own_of(all).is_some_and(|own| own.status.member.standing == Standing::Removed) => {
+            ("Parted", Code::MemberRemoved.message(&all.own))
+        }
         Standing::Live if status.stale => {
             let said = [status.said.as_str(), shown.dial_failure.as_str()];
             let said = said.into_iter().find(|said| !said.is_empty());
@@ -341,6 +381,13 @@ fn cluster(shown: &ShownMember, all: &Shown) -> pb::Cluster {
     pb::Cluster {
         name: record.cluster.to_string(),
         trust_domain: record.trust_domain.to_string(),
+        also_trust_domains: record.aliases.iter().map(ToString::to_string).collect(),
+        contested_trust_domains: if member.standing == Standing::Live {
+            let contested = record.aliases.difference(&member.aliases);
+            contested.map(ToString::to_string).collect()
+        } else {
+            Vec::new()
+        },
         state: state.into(),
         reason,
         connected: status.connected,
@@ -354,10 +401,6 @@ fn cluster(shown: &ShownMember, all: &Shown) -> pb::Cluster {
         admitted_by: record.admitted_by.to_string(),
         endpoints: member.endpoints().to_vec(),
         incarnation: record.incarnation,
-        // Whoever is removed itself hears of the others no more.
-        Standing::Live if own_of(all).is_some_and(|own| own.status.member.standing == Standing::Removed) => {
-            ("Parted", Code::MemberRemoved.message(&all.own))
-        }
         record_version: record.version,
         refused: refused.collect(),
         version: if is_own {

@@ -96,6 +96,8 @@ pub(super) fn imports(imports: &Imports, shares_trust_domain: bool) -> RegistryI
     let identity = SpiffeId::gateway(imports.trust_domain.clone());
     RegistryImports {
         trust_domain: imports.trust_domain.clone(),
+        also: imports.also.iter().cloned().collect(),
+        former: imports.former.iter().cloned().collect(),
         roots_pem: imports.roots_pem.to_string(),
         shares_trust_domain,
         mesh_domain: imports.mesh_domain.to_string(),

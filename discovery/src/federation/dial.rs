@@ -8,7 +8,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tombolo_federation::limits::MESSAGE_BYTES_MAX;
 use tombolo_identity::{
-    LiveIdentity, TrustBundle, client_exporter, control_client_config, control_server_name,
+    LiveIdentity, TrustBundle, WorkloadIdentity, client_exporter, control_client_config, control_server_name,
+    peer_of,
 };
 use tombolo_proto::tombolo::federation::v1::federation_client::FederationClient;
 use tombolo_types::{SpiffeId, TrustDomain};
@@ -19,7 +20,18 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// All endpoints of a member together: less than the time that the core waits.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(9);
 
-/// A channel over one connection, and its channel binding (RFC 9266). It never reconnects: the binding would differ.
+/// A connection to another discovery.
+#[derive(Debug)]
+pub(super) struct Connected {
+    /// Over this one connection. It never reconnects: the binding would differ.
+    pub(super) channel: Channel,
+    /// Channel binding (RFC 9266).
+    pub(super) exporter: [u8; 32],
+    /// The name of its trust domain that the other side has shown.
+    pub(super) trust_domain: TrustDomain,
+}
+
+/// Connects, and asks for the discovery of a trust domain.
 ///
 /// # Errors
 /// When the endpoint does not answer in time or is not who it should be.
@@ -27,7 +39,7 @@ pub(super) async fn connect(
     endpoint: &str,
     trust_domain: &TrustDomain,
     tls: ClientConfig,
-) -> io::Result<(Channel, [u8; 32])> {
+) -> io::Result<Connected> {
     let connecting = async {
         let socket = TcpStream::connect(endpoint).await?;
         socket.set_nodelay(true)?;
@@ -36,6 +48,8 @@ pub(super) async fn connect(
             .connect(name, socket)
             .await?;
         let exporter = client_exporter(stream.get_ref().1).map_err(io::Error::other)?;
+        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        let shown = peer_of(chain).map_err(io::Error::other)?.id.trust_domain;
         let mut once = Some(hyper_util::rt::TokioIo::new(stream));
         let connector = tower::service_fn(move |_: http::Uri| {
             let io = once
@@ -47,7 +61,11 @@ pub(super) async fn connect(
             .connect_with_connector(connector)
             .await
             .map_err(io::Error::other)?;
-        Ok((channel, exporter))
+        Ok(Connected {
+            channel,
+            exporter,
+            trust_domain: shown,
+        })
     };
     tokio::time::timeout(CONNECT_TIMEOUT, connecting)
         .await
@@ -59,18 +77,22 @@ pub(super) async fn connect(
 pub(super) struct Target {
     pub(super) cluster: Arc<str>,
     pub(super) endpoints: Vec<String>,
-    pub(super) trust_domain: TrustDomain,
+    /// Names of its trust domain, the one that it is asked for first.
+    pub(super) names: Vec<TrustDomain>,
     pub(super) roots_pem: String,
+    /// What is shown to it.
+    pub(super) identity: Option<Arc<WorkloadIdentity>>,
 }
 
 /// Dials a member and reads its stream to the end.
-pub(super) async fn run(federation: Federation, live: Arc<LiveIdentity>, target: Target) {
-    let opened = tokio::time::timeout(DIAL_TIMEOUT, open(&live, &target)).await;
-    let (mut client, exporter) = match opened {
+pub(super) async fn run(federation: Federation, target: Target) {
+    let opened = tokio::time::timeout(DIAL_TIMEOUT, open(&target)).await;
+    let connected = match opened {
         Ok(Ok(opened)) => opened,
         Ok(Err(cause)) => return failed(&federation, &target, cause).await,
         Err(_) => return failed(&federation, &target, "no answer in time".into()).await,
     };
+    let mut client = FederationClient::new(connected.channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let (messages_tx, messages_rx) = mpsc::channel(QUEUE_MAX);
     let (conn, closing) = (next_conn(), CancellationToken::new());
     // The answer's headers come when the peer has taken the stream; nothing of ours is on it before.
@@ -83,8 +105,8 @@ pub(super) async fn run(federation: Federation, live: Arc<LiveIdentity>, target:
     let opened = Command::Opened {
         conn,
         dialled: Some(target.cluster.clone()),
-        trust_domain: target.trust_domain.clone(),
-        exporter,
+        trust_domain: connected.trust_domain,
+        exporter: connected.exporter,
         outgoing: Outgoing {
             messages_tx,
             closing: closing.clone(),
@@ -102,22 +124,21 @@ async fn failed(federation: &Federation, target: &Target, cause: String) {
     let _ = federation.tell(told).await; // discovery stops
 }
 
-async fn open(
-    live: &Arc<LiveIdentity>,
-    target: &Target,
-) -> Result<(FederationClient<Channel>, [u8; 32]), String> {
-    let bundle = TrustBundle::from_pem(target.trust_domain.clone(), &target.roots_pem);
-    let bundle = Arc::new(bundle.map_err(|error| error.to_string())?);
-    let own = LiveIdentity::new(live.current().identity.clone(), vec![bundle]);
-    let discovery = SpiffeId::discovery(target.trust_domain.clone());
+async fn open(target: &Target) -> Result<Connected, String> {
+    let (first, also) = target.names.split_first().ok_or("it has no trust domain")?;
+    let bundle = TrustBundle::from_pem(first.clone(), &target.roots_pem);
+    let bundle = bundle.map_err(|error| error.to_string())?;
+    let others = also.iter().map(|name| Arc::new(bundle.named(name.clone())));
+    let others: Vec<Arc<TrustBundle>> = others.collect();
+    let bundle = Arc::new(bundle.with_names(also.to_vec(), Vec::new()));
+    let bundles = std::iter::once(bundle).chain(others).collect();
+    let own = LiveIdentity::new(target.identity.clone(), bundles);
+    let discovery = SpiffeId::discovery(first.clone());
     let mut causes = Vec::new();
     for endpoint in &target.endpoints {
         let tls = control_client_config(&own, &discovery, true).map_err(|error| error.to_string())?;
-        match connect(endpoint, &target.trust_domain, tls).await {
-            Ok((channel, exporter)) => {
-                let client = FederationClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
-                return Ok((client, exporter));
-            }
+        match connect(endpoint, first, tls).await {
+            Ok(connected) => return Ok(connected),
             Err(error) => causes.push(format!("{endpoint}: {error}")),
         }
     }

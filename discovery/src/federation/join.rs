@@ -103,12 +103,15 @@ impl Federation {
         let pinned = pinned_client_config(token.root_pin, &discovery);
         let (tls, roots) = pinned.map_err(|error| Attempt::NotThere(Refusal::internal(error)))?;
         let connected = dial::connect(endpoint, &token.trust_domain, tls).await;
-        let (channel, exporter) = connected.map_err(|error| {
+        let connected = connected.map_err(|error| {
             Attempt::NotThere(match roots.refusal() {
                 Some(refusal) => refusal_of(endpoint, &refusal),
                 None => Refusal::new(Code::Unreachable, format_args!("{endpoint}: {error}")),
             })
         })?;
+        let dial::Connected {
+            channel, exporter, ..
+        } = connected;
         let boxed = Box::new(token.clone());
         let mut request = self
             .ask(|reply| Command::PrepareJoin {

@@ -28,7 +28,7 @@ use crate::refusal::Refusal;
 use std::{sync::Arc, time::Duration};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
-use tombolo_federation::{ConnId, Grant, Joining, MemberStatus};
+use tombolo_federation::{ConnId, Grant, Joining, MemberStatus, NameChange};
 use tombolo_identity::LiveIdentity;
 use tombolo_proto::tombolo::{admin::v1::RefusedExport, federation::v1 as pb};
 use tombolo_types::{InviteToken, TrustDomain};
@@ -92,6 +92,10 @@ pub(crate) enum Command {
     Remove(String, Reply<()>),
     Roots(String, Reply<()>),
     Grant(String, Grant, Option<bool>, Reply<()>),
+    Name(String, NameChange, Reply<()>),
+    PrepareName(TrustDomain, Reply<()>),
+    BehindName(TrustDomain, Reply<Vec<String>>),
+    ReleaseName(TrustDomain, Reply<Option<String>>),
     /// With the names of services, or without.
     Show(bool, Reply<Shown>),
 }
@@ -214,6 +218,44 @@ impl Federation {
     ) -> Result<(), Refusal> {
         self.ask(|reply| Command::Grant(cluster, namespaces, may_admit, reply))
             .await
+    }
+
+    /// Gives a member another name of its trust domain, or takes one.
+    ///
+    /// # Errors
+    /// When there is no such member, this cluster may not, the name is another member's, or is still used.
+    pub async fn change_names(&self, cluster: String, change: NameChange) -> Result<(), Refusal> {
+        self.ask(|reply| Command::Name(cluster, change, reply)).await
+    }
+
+    /// For the first step of a migration of the own trust domain to `name`, before anything is written: sees to it that
+    /// the own record lists the name, so that the other clusters learn it. The founder, and a cluster without others,
+    /// says so itself. Nothing happens if the name is listed already: safe to repeat.
+    ///
+    /// # Errors
+    /// [`Code::TrustDomainUnlisted`](tombolo_types::Code::TrustDomainUnlisted) with the command that an operator runs on
+    /// the cluster that admitted this one; when the name is another member's, or the store cannot be written.
+    pub async fn prepare_name(&self, name: TrustDomain) -> Result<(), Refusal> {
+        self.ask(|reply| Command::PrepareName(name, reply)).await
+    }
+
+    /// Before certificates are made for `name`: the other clusters that do not know yet, as far as this one knows, that it
+    /// is a name of this one, and why, for people. They would refuse this cluster under it. None: all do.
+    ///
+    /// # Errors
+    /// While discovery stops.
+    pub async fn behind_name(&self, name: TrustDomain) -> Result<Vec<String>, Refusal> {
+        self.ask(|reply| Command::BehindName(name, reply)).await
+    }
+
+    /// After the own trust domain has given up `name` (the old one at the end of a migration, the new one when it was
+    /// aborted): the founder, and a cluster without others, takes it from its record itself. Otherwise what an operator
+    /// is to do elsewhere, for people. `None`: nothing. Safe to repeat.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn release_name(&self, name: TrustDomain) -> Result<Option<String>, Refusal> {
+        self.ask(|reply| Command::ReleaseName(name, reply)).await
     }
 
     /// Keeps a new invite, or only says whether it could be used.

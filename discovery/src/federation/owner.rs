@@ -1,6 +1,7 @@
 //! The owner task: every event of federation goes through the core here, one after the other.
 
 mod acts;
+mod names;
 mod verbs;
 
 use super::{Command, Federation, Outgoing, Refused, Shown, ShownMember, convert, keep::Keeper, stopping};
@@ -150,7 +151,7 @@ pub async fn start(config: FederationConfig, tasks: &TaskGroup) -> anyhow::Resul
         offered,
         outgoing: BTreeMap::new(),
         roots: BTreeSet::new(),
-        roots_changed: false,
+        roots_changed: true,
         imported: BTreeSet::new(),
         heard: BTreeMap::new(),
         refused: BTreeMap::new(),
@@ -176,6 +177,7 @@ fn own(config: &FederationConfig, offered: &Offered) -> Own {
     Own {
         cluster: config.cluster.as_str().into(),
         trust_domain: config.settings.trust_domain.clone(),
+        also: config.settings.also.clone(),
         roots_pem: config.roots_pem.clone(),
         endpoints: endpoints(config, offered),
         version: env!("CARGO_PKG_VERSION").into(),

@@ -130,6 +130,32 @@ pub(crate) async fn remove(lab: &Lab, cluster: &str) -> Result<(), tonic::Status
     lab.admin().await.remove_cluster(request).await.map(drop)
 }
 
+/// Another name of a member's trust domain.
+pub(crate) async fn add_name(lab: &Lab, cluster: &str, name: &str) -> Result<(), tonic::Status> {
+    let request = admin::GrantClusterRequest {
+        cluster: cluster.into(),
+        add_trust_domain: name.into(),
+        ..Default::default()
+    };
+    lab.admin().await.grant_cluster(request).await.map(drop)
+}
+
+/// A name of a member's trust domain goes.
+pub(crate) async fn drop_name(
+    lab: &Lab,
+    cluster: &str,
+    name: &str,
+    force: bool,
+) -> Result<(), tonic::Status> {
+    let request = admin::GrantClusterRequest {
+        cluster: cluster.into(),
+        drop_trust_domain: name.into(),
+        force,
+        ..Default::default()
+    };
+    lab.admin().await.grant_cluster(request).await.map(drop)
+}
+
 pub(crate) fn exported(name: &str) -> Value {
     let mut service = service(name);
     service["metadata"]["labels"] = json!({ "istio.io/global": "true" });

@@ -204,7 +204,20 @@ async fn a_stolen_member_key_gives_no_more_than_its_grant() {
         version: 2,
         ..mallory.ghost("west")
     };
-    for record in [mallory.ghost("mallory"), mallory.ghost("west"), more] {
+    // Nor other names of its trust domain: of another cluster, or of nobody, by its own word or in the name of west.
+    let named = |name: &str, by: &str| tombolo_federation::Record {
+        aliases: [name.parse().unwrap()].into(),
+        admitted_by: by.into(),
+        ..more.clone()
+    };
+    let lies = [
+        mallory.ghost("mallory"),
+        mallory.ghost("west"),
+        named("east.example", "west"),
+        named("new.example", "mallory"),
+        more.clone(),
+    ];
+    for record in lies {
         let records = pb::Records {
             records: vec![mallory.signs(&record)],
             profiles: Vec::new(),
@@ -217,6 +230,7 @@ async fn a_stolen_member_key_gives_no_more_than_its_grant() {
         (shown.namespaces.as_slice(), shown.may_admit, shown.record_version),
         (["shop".to_owned()].as_slice(), false, 1)
     );
+    assert!(shown.also_trust_domains.is_empty(), "{shown:?}");
     // Again and again: it is closed.
     for version in 2..12 {
         let record = tombolo_federation::Record {

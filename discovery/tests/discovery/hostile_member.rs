@@ -54,6 +54,12 @@ impl Signed {
 pub(crate) fn certificate(lab: &Lab, id: &SpiffeId) -> Arc<WorkloadIdentity> {
     let authority =
         tombolo_ca::Authority::open(&lab.config.state_dir.join("ca"), &lab.trust_domain()).unwrap();
+    // Its keys make identities of any name.
+    let authority = authority.publishing(&tombolo_ca::Publication {
+        trust_domain: Some(id.trust_domain.clone()),
+        ..tombolo_ca::Publication::default()
+    });
+    let authority = authority.unwrap();
     let life = Duration::from_secs(600);
     let issued = authority.issue_server(id, &[], &[], life, std::time::SystemTime::now());
     Arc::new(issued.unwrap())
@@ -172,6 +178,8 @@ pub(crate) struct HostileMember {
     pub(crate) trust_domain: TrustDomain,
     pub(crate) key: JoinKey,
     pub(crate) identity: Arc<WorkloadIdentity>,
+    /// Names of its trust domain that it says it believes.
+    pub(crate) believes: Vec<String>,
 }
 
 impl HostileMember {
@@ -184,6 +192,7 @@ impl HostileMember {
             trust_domain: lab.trust_domain(),
             key: JoinKey::from_seed(&seed),
             identity: certificate(lab, &SpiffeId::discovery(lab.trust_domain())),
+            believes: Vec::new(),
         }
     }
 
@@ -208,6 +217,7 @@ impl HostileMember {
             instance,
             proof: self.key.sign(&proof.0),
             chain: Vec::new(),
+            trust_domains: self.believes.clone(),
         })
     }
 
@@ -244,6 +254,7 @@ impl HostileMember {
         Record {
             cluster: "ghost".into(),
             trust_domain: "ghost.example".parse().unwrap(),
+            aliases: std::collections::BTreeSet::new(),
             key: MemberKey(self.key.public_key()),
             roots_pem: "root".into(),
             endpoints: vec!["ghost.example:443".into()],

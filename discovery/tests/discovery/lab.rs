@@ -1,5 +1,13 @@
 //! A discovery on loopback and clients for it.
 
+mod ads;
+mod objects;
+mod vm;
+
+pub(crate) use ads::Ads;
+pub(crate) use objects::{group, object, policy, service};
+pub(crate) use vm::{Host, Token, node};
+
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 use std::{
@@ -14,19 +22,10 @@ use tombolo_discovery::{
     server::{self, Running},
 };
 use tombolo_identity::{
-    DeviceKey, JoinKey, LiveIdentity, TrustBundle, WorkloadIdentity, client_exporter, control_client_config,
-    control_server_name, generate_csr, proof,
+    JoinKey, LiveIdentity, TrustBundle, WorkloadIdentity, client_exporter, control_client_config,
+    control_server_name,
 };
-use tombolo_proto::{
-    tombolo::{
-        admin::v1::{self as admin, admin_client::AdminClient},
-        v1::{self as pb, enrollment_client::EnrollmentClient},
-    },
-    xds::{
-        DeltaDiscoveryRequest, DeltaDiscoveryResponse,
-        aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
-    },
-};
+use tombolo_proto::tombolo::admin::v1::{self as admin, admin_client::AdminClient};
 use tombolo_types::{SpiffeId, TrustDomain};
 use tonic::transport::{Channel, Endpoint as Remote};
 
@@ -307,268 +306,6 @@ impl Lab {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
-}
-
-pub(crate) struct Token {
-    pub(crate) id: [u8; 16],
-    pub(crate) key: JoinKey,
-}
-
-impl Token {
-    pub(crate) fn name(&self) -> String {
-        self.id.iter().map(|b| format!("{b:02x}")).collect()
-    }
-}
-
-/// A VM: its device key, and what it has been told.
-pub(crate) struct Host {
-    pub(crate) key: DeviceKey,
-    pub(crate) csr: tombolo_identity::KeyAndCsr,
-    pub(crate) registration: pb::Registration,
-    pub(crate) identity: Option<Arc<WorkloadIdentity>>,
-    pub(crate) warnings: Vec<String>,
-    /// What it says of itself.
-    pub(crate) addresses: Vec<String>,
-}
-
-impl Host {
-    pub(crate) fn new() -> Self {
-        Self {
-            key: DeviceKey::generate().unwrap(),
-            csr: generate_csr(None).unwrap(),
-            registration: pb::Registration::default(),
-            identity: None,
-            warnings: Vec::new(),
-            addresses: vec!["10.1.2.3".into()],
-        }
-    }
-
-    pub(crate) fn request(&self, token: &Token, exporter: &[u8; 32]) -> pb::EnrollRequest {
-        let public = self.key.public_key();
-        let message = proof::enroll(exporter, &token.id, &public, &self.csr.csr_pem);
-        pb::EnrollRequest {
-            hello: Some(pb::Hello {
-                version: "0.1.0".into(),
-                features: Vec::new(),
-            }),
-            token_id: token.id.to_vec(),
-            device_public_key: public,
-            token_signature: token.key.sign(&message),
-            device_signature: self.key.sign(&message),
-            csr: self.csr.csr_pem.clone(),
-            hostname: "vm-a".into(),
-            addresses: self.addresses.clone(),
-            ..Default::default()
-        }
-    }
-
-    pub(crate) async fn enrol(&mut self, lab: &Lab, token: &Token) -> Result<(), tonic::Status> {
-        let (channel, exporter) = lab.dial(None).await;
-        let request = self.request(token, &exporter);
-        let response = EnrollmentClient::new(channel).enroll(request).await?.into_inner();
-        self.take(response.registration, &response.cert_chain);
-        self.warnings = response.warnings;
-        Ok(())
-    }
-
-    pub(crate) fn take(&mut self, registration: Option<pb::Registration>, chain: &[String]) {
-        self.registration = registration.unwrap();
-        self.identity = Some(Arc::new(
-            WorkloadIdentity::from_issued(chain, &self.csr.key_pem).unwrap().0,
-        ));
-    }
-
-    pub(crate) fn serial(&self) -> Vec<u8> {
-        self.identity.as_ref().unwrap().serial().to_vec()
-    }
-
-    /// Renews with the key that it holds, at a generation.
-    pub(crate) async fn renew(&mut self, lab: &Lab, generation: u64) -> Result<(), tonic::Status> {
-        let (channel, exporter) = lab.dial(None).await;
-        let device = self.registration.device_id.parse().unwrap();
-        let message = proof::renew(&exporter, device, generation, &self.csr.csr_pem);
-        let request = pb::RenewRequest {
-            device_id: self.registration.device_id.clone(),
-            generation,
-            csr: self.csr.csr_pem.clone(),
-            device_signature: self.key.sign(&message),
-            ..Default::default()
-        };
-        let response = EnrollmentClient::new(channel).renew(request).await?.into_inner();
-        self.take(response.registration, &response.cert_chain);
-        Ok(())
-    }
-
-    pub(crate) fn new_csr(&mut self) {
-        self.csr = generate_csr(None).unwrap();
-    }
-
-    pub(crate) fn node(&self) -> tombolo_proto::envoy::config::core::v3::Node {
-        let registration = &self.registration;
-        node(&[
-            ("NAME", &registration.workload_name),
-            ("NAMESPACE", &registration.namespace),
-            ("SERVICE_ACCOUNT", &registration.service_account),
-            ("INSTANCE_IPS", &self.addresses.join(",")),
-        ])
-    }
-
-    pub(crate) async fn ads(&self, lab: &Lab) -> Ads {
-        let (channel, _) = lab.dial(self.identity.clone()).await;
-        Ads::open(channel, self.node(), None).await
-    }
-}
-
-pub(crate) fn node(pairs: &[(&str, &str)]) -> tombolo_proto::envoy::config::core::v3::Node {
-    let value = |text: &str| prost_types::Value {
-        kind: Some(prost_types::value::Kind::StringValue(text.to_owned())),
-    };
-    let fields = pairs.iter().map(|(k, v)| ((*k).to_owned(), value(v))).collect();
-    tombolo_proto::envoy::config::core::v3::Node {
-        id: "sidecar~1.1.1.1~x.shop~shop.svc.cluster.local".into(),
-        metadata: Some(prost_types::Struct { fields }),
-        ..Default::default()
-    }
-}
-
-/// A delta ADS client.
-pub(crate) struct Ads {
-    requests: tokio::sync::mpsc::Sender<DeltaDiscoveryRequest>,
-    responses: tonic::Streaming<DeltaDiscoveryResponse>,
-    node: Option<tombolo_proto::envoy::config::core::v3::Node>,
-}
-
-impl Ads {
-    pub(crate) async fn open(
-        channel: Channel,
-        node: tombolo_proto::envoy::config::core::v3::Node,
-        bearer: Option<&str>,
-    ) -> Self {
-        let (requests, receiver) = tokio::sync::mpsc::channel(64);
-        let mut request = tonic::Request::new(tokio_stream::wrappers::ReceiverStream::new(receiver));
-        if let Some(token) = bearer {
-            request
-                .metadata_mut()
-                .insert("authorization", format!("Bearer {token}").parse().unwrap());
-        }
-        let responses = AggregatedDiscoveryServiceClient::new(channel)
-            .delta_aggregated_resources(request)
-            .await
-            .unwrap()
-            .into_inner();
-        Self {
-            requests,
-            responses,
-            node: Some(node),
-        }
-    }
-
-    pub(crate) fn node_id(&mut self, id: &str) {
-        if let Some(node) = &mut self.node {
-            node.id = id.into();
-        }
-    }
-
-    pub(crate) async fn send(&mut self, mut request: DeltaDiscoveryRequest) {
-        request.node = self.node.take();
-        self.requests.send(request).await.unwrap();
-    }
-
-    pub(crate) async fn subscribe(&mut self, url: &str) {
-        self.send(DeltaDiscoveryRequest {
-            type_url: url.into(),
-            ..Default::default()
-        })
-        .await;
-    }
-
-    /// The next response, acknowledged.
-    pub(crate) async fn next(&mut self) -> Result<DeltaDiscoveryResponse, tonic::Status> {
-        let response = self.unacknowledged().await?;
-        self.ack(&response).await;
-        Ok(response)
-    }
-
-    pub(crate) async fn unacknowledged(&mut self) -> Result<DeltaDiscoveryResponse, tonic::Status> {
-        let message = tokio::time::timeout(Duration::from_secs(10), self.responses.message()).await;
-        message
-            .expect("a response in time")?
-            .ok_or_else(|| tonic::Status::ok("end of stream"))
-    }
-
-    pub(crate) async fn ack(&mut self, response: &DeltaDiscoveryResponse) {
-        let (type_url, response_nonce) = (response.type_url.clone(), response.nonce.clone());
-        let _ = self
-            .requests
-            .send(DeltaDiscoveryRequest {
-                type_url,
-                response_nonce,
-                ..Default::default()
-            })
-            .await;
-    }
-
-    /// True if nothing comes for a while; what comes is acknowledged.
-    pub(crate) async fn is_quiet_after_acks(&mut self) -> bool {
-        match tokio::time::timeout(Duration::from_millis(300), self.responses.message()).await {
-            Ok(message) => {
-                self.ack(&message.unwrap().unwrap()).await;
-                false
-            }
-            Err(_) => true,
-        }
-    }
-
-    /// True if nothing comes for a while.
-    pub(crate) async fn is_quiet(&mut self) -> bool {
-        tokio::time::timeout(Duration::from_millis(300), self.responses.message())
-            .await
-            .is_err()
-    }
-}
-
-pub(crate) fn object(api_version: &str, kind: &str, name: &str, spec: Value) -> Value {
-    json!({ "apiVersion": api_version, "kind": kind, "metadata": { "name": name, "namespace": SHOP }, "spec": spec })
-}
-
-/// A WorkloadGroup whose nodes may claim 10.0.0.0/8.
-pub(crate) fn group(name: &str) -> Value {
-    let mut group = object(
-        "networking.istio.io/v1",
-        "WorkloadGroup",
-        name,
-        json!({
-            "template": { "serviceAccount": name, "labels": { "app": name }, "ports": { "http": 8080 } },
-        }),
-    );
-    group["metadata"]["annotations"] = json!({ "tombolo.io/address-cidrs": "10.0.0.0/8" });
-    group
-}
-
-pub(crate) fn service(name: &str) -> Value {
-    object(
-        "networking.istio.io/v1",
-        "ServiceEntry",
-        name,
-        json!({
-            "hosts": [format!("{name}.{SHOP}.svc.mesh.internal")],
-            "location": "MESH_INTERNAL", "resolution": "STATIC",
-            "ports": [{ "number": 80, "name": "http", "protocol": "HTTP", "targetPort": 8080 }],
-            "workloadSelector": { "labels": { "app": name } },
-        }),
-    )
-}
-
-pub(crate) fn policy(name: &str) -> Value {
-    object(
-        "security.istio.io/v1",
-        "AuthorizationPolicy",
-        name,
-        json!({
-            "action": "ALLOW",
-            "rules": [{ "from": [{ "source": { "namespaces": ["shop"] } }] }],
-        }),
-    )
 }
 
 /// Reads an HTTP endpoint.

@@ -34,6 +34,7 @@ pub fn core(cluster: &str, key: u8) -> Federation<Hash> {
     let own = Own {
         cluster: cluster.into(),
         trust_domain: format!("{cluster}.example").parse().expect("a name"),
+        also: Vec::new(),
         roots_pem: "root".into(),
         endpoints: vec!["x:443".into()],
         version: "0.1.0".into(),

@@ -38,6 +38,7 @@ pub(crate) fn tamper(
     keys: &Keys,
     loot: &Loot,
     random: &mut Random,
+    renaming: Option<&mut Random>,
 ) -> Vec<pb::PeerMessage> {
     let td = own.trust_domain.as_str();
     let mut message = message;
@@ -122,6 +123,33 @@ pub(crate) fn tamper(
                 roots_pem: "root of the liar".into(),
                 endpoints: vec!["liar.sim:443".into()],
             };
+            // Another name of its own trust domain, by its own word.
+            let named = |name: &str, by: &Record| Record {
+                aliases: name.parse().into_iter().collect(),
+                version: own.version + 1,
+                admitted_by: by.cluster.clone(),
+                admitter_incarnation: by.incarnation,
+                ..own.clone()
+            };
+            if let Some(random) = renaming
+                && random.chance(30)
+            {
+                let name = if random.chance(50) {
+                    victim.trust_domain.as_str()
+                } else {
+                    "liar.example"
+                };
+                let record = match random.below(3) {
+                    0 => named(name, own),
+                    1 => Record {
+                        admitted_by: own.admitted_by.clone(),
+                        admitter_incarnation: own.admitter_incarnation,
+                        ..named(name, own)
+                    },
+                    _ => named(name, victim),
+                };
+                records.records.push(signed(keys, record.encode()));
+            }
             match random.below(9) {
                 0 => records.records.push(signed(keys, ghost.encode())),
                 1 => records.records.push(signed(keys, by_its_founder.encode())),

@@ -7,8 +7,10 @@
 #![allow(clippy::print_stdout, reason = "the trace of a replayed seed")]
 
 mod attack;
+mod checks;
 mod keys;
 mod model;
+mod names;
 mod run;
 mod simulation;
 

@@ -1,5 +1,9 @@
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 use tombolo_federation::{ExportedService, Exports, Grant, ServiceName};
+use tombolo_types::TrustDomain;
 
 /// What the set should be, kept beside the cores from the commands alone.
 #[derive(Debug, Clone)]
@@ -8,6 +12,16 @@ pub(crate) struct ModelMember {
     pub(crate) may_admit: bool,
     pub(crate) parent: Option<String>,
     pub(crate) live: bool,
+    /// Names of its trust domain: the one that its record calls so, and the others.
+    pub(crate) first: TrustDomain,
+    pub(crate) also: BTreeSet<TrustDomain>,
+}
+
+impl ModelMember {
+    pub(crate) fn names(&self) -> BTreeSet<TrustDomain> {
+        let first = std::iter::once(&self.first);
+        first.chain(&self.also).cloned().collect()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -35,6 +49,10 @@ impl Model {
             at = parent;
         }
         false
+    }
+
+    pub(crate) fn any_alias(&self) -> bool {
+        self.members.values().any(|member| !member.also.is_empty())
     }
 
     pub(crate) fn children(&self, name: &str) -> Vec<String> {

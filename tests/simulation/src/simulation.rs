@@ -13,6 +13,7 @@ use std::{
 };
 use tombolo_federation::{Action, ConnId, Event, Exports, Federation, Now, Own, Saved, Write};
 use tombolo_proto::tombolo::federation::v1::{self as pb, peer_message::Message};
+use tombolo_types::TrustDomain;
 
 /// Milliseconds of virtual time.
 pub(crate) type Millis = u64;
@@ -31,6 +32,10 @@ pub(crate) struct Node {
     pub(crate) loot: Loot,
     pub(crate) tick_at: Option<Millis>,
     pub(crate) invites_used: BTreeSet<[u8; 16]>,
+    /// Every name that its trust domain ever had: it has a certificate for each.
+    pub(crate) names: BTreeSet<TrustDomain>,
+    /// Of a release that knows nothing of other names: it reads no record with any.
+    pub(crate) old: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -70,6 +75,8 @@ enum Happening {
         boot: u64,
         cluster: Arc<str>,
         target: usize,
+        names: Vec<TrustDomain>,
+        shown: TrustDomain,
     },
 }
 
@@ -79,6 +86,8 @@ pub(crate) struct Simulation {
     pub(crate) random: Random,
     pub(crate) at: Millis,
     pub(crate) real_keys: bool,
+    /// Chance for the names of trust domains: apart, so that a story without renamings is what it always was.
+    pub(crate) renaming: Option<Random>,
     /// Pairs that cannot reach each other now.
     pub(crate) cut: BTreeSet<(usize, usize)>,
     /// The network loses and delays.
@@ -98,13 +107,14 @@ pub(crate) struct Simulation {
 }
 
 impl Simulation {
-    pub(crate) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64, renames: bool) -> Self {
         Self {
             nodes: Vec::new(),
             model: Model::default(),
             random: Random(seed),
             at: 1_000,
             real_keys: seed.is_multiple_of(64),
+            renaming: renames.then_some(Random(!seed)),
             cut: BTreeSet::new(),
             rough: false,
             lying: true,
@@ -126,11 +136,15 @@ impl Simulation {
             chunk.copy_from_slice(&self.random.next().to_be_bytes());
         }
         let minor = self.random.below(2);
+        let trust_domain: TrustDomain = format!("{name}.example").parse().expect("a valid name");
+        let first = self.nodes.is_empty();
+        let old = !attacker && !first && self.renaming.as_mut().is_some_and(|random| random.chance(8));
         self.nodes.push(Node {
             name: name.to_owned(),
             own: Own {
                 cluster: name.into(),
-                trust_domain: format!("{name}.example").parse().expect("a valid name"),
+                trust_domain: trust_domain.clone(),
+                also: Vec::new(),
                 roots_pem: format!("root-{name}-0"),
                 endpoints: if outbound_only {
                     Vec::new()
@@ -151,6 +165,8 @@ impl Simulation {
             loot: Loot::default(),
             tick_at: None,
             invites_used: BTreeSet::new(),
+            names: BTreeSet::from([trust_domain]),
+            old,
         });
         let node = self.nodes.len() - 1;
         self.start(node);
@@ -182,6 +198,7 @@ impl Simulation {
         it.core = Some(core);
         let wanted = it.wanted.clone();
         self.carry_out(node, actions, None);
+        self.alone(node);
         self.handle(node, Event::Exports(wanted));
     }
 
@@ -293,7 +310,11 @@ impl Simulation {
             }
             Action::Send { conn, message } => self.send(node, conn, message),
             Action::Dial {
-                cluster, endpoints, ..
+                cluster,
+                endpoints,
+                names,
+                shown,
+                ..
             } => {
                 let target = endpoints
                     .first()
@@ -302,6 +323,7 @@ impl Simulation {
                 let Some(target) = target else {
                     panic!("{} dials {endpoints:?}", self.nodes[node].name)
                 };
+                let shown = self.shown(node, shown);
                 let (boot, delay) = (self.nodes[node].boot, self.latency() * 2);
                 let at = self.at + delay;
                 self.schedule(
@@ -311,6 +333,8 @@ impl Simulation {
                         boot,
                         cluster,
                         target,
+                        names,
+                        shown,
                     },
                 );
             }
@@ -324,7 +348,10 @@ impl Simulation {
                     self.churn += 1;
                 }
             }
-            Action::Audit(refusal) => *self.audits.entry(refusal.code.entry().id).or_default() += 1,
+            Action::Audit(refusal) => {
+                self.say(format_args!("{} refuses: {refusal}", self.nodes[node].name));
+                *self.audits.entry(refusal.code.entry().id).or_default() += 1;
+            }
         }
     }
 
@@ -379,6 +406,7 @@ impl Simulation {
             &keys,
             &self.nodes[node].loot,
             &mut self.random,
+            self.renaming.as_mut(),
         )
     }
 
@@ -446,13 +474,23 @@ impl Simulation {
                 boot,
                 cluster,
                 target,
-            } => self.dialled(node, boot, cluster, target),
+                names,
+                shown,
+            } => self.dialled(node, boot, cluster, target, &names, shown),
             Happening::Arrive { link, to, what } => self.arrive(link, to, what),
         }
         true
     }
 
-    fn dialled(&mut self, node: usize, boot: u64, cluster: Arc<str>, target: usize) {
+    fn dialled(
+        &mut self,
+        node: usize,
+        boot: u64,
+        cluster: Arc<str>,
+        target: usize,
+        names: &[TrustDomain],
+        shown: TrustDomain,
+    ) {
         if self.nodes[node].boot != boot || self.nodes[node].core.is_none() {
             return;
         }
@@ -461,6 +499,10 @@ impl Simulation {
             self.handle(node, Event::DialFailed { cluster });
             return;
         }
+        let Some(shown) = self.handshake(node, target, names, shown) else {
+            self.handle(node, Event::DialFailed { cluster });
+            return;
+        };
         let mut exporter = [0; 32];
         exporter[..8].copy_from_slice(&self.random.next().to_be_bytes());
         self.next_conn += 2;
@@ -484,7 +526,7 @@ impl Simulation {
             let event = Event::Connected {
                 conn: conns[side],
                 dialled: (side == 0).then(|| cluster.clone()),
-                trust_domain: self.nodes[pair[1 - side]].own.trust_domain.clone(),
+                trust_domain: shown[1 - side].clone(),
                 exporter,
             };
             self.handle(pair[side], event);
@@ -507,7 +549,10 @@ impl Simulation {
             return;
         }
         match what {
-            What::Message(message) => {
+            What::Message(mut message) => {
+                if self.nodes[node].old {
+                    crate::names::keep_readable(&mut message);
+                }
                 if self.nodes[node].attacker
                     && let Some(Message::Records(records)) = &message.message
                 {

@@ -16,6 +16,11 @@ fn number(name: &str) -> Option<u64> {
 /// with whoever admitted it, or that one had been restored.
 const FAILED_ONCE: [u64; 3] = [1698, 1788, 6517];
 
+/// Those are the stories that failed: without renamings, which came later.
+fn renames(seed: u64) -> bool {
+    !FAILED_ONCE.contains(&seed)
+}
+
 #[test]
 fn all_seeds_heal() {
     let seeds: Vec<u64> = match number("SEED") {
@@ -34,7 +39,10 @@ fn all_seeds_heal() {
     let work = || {
         let mut done = Vec::new();
         while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
-            done.push((*seed, catch_unwind(AssertUnwindSafe(|| run(*seed)))));
+            done.push((
+                *seed,
+                catch_unwind(AssertUnwindSafe(|| run(*seed, renames(*seed)))),
+            ));
         }
         done
     };
@@ -53,6 +61,7 @@ fn all_seeds_heal() {
                 total.steps += outcome.steps;
                 total.joins += outcome.joins;
                 total.removals += outcome.removals;
+                total.renamings += outcome.renamings;
                 total.restarts += outcome.restarts;
                 for (code, count) in outcome.audits {
                     *audits.entry(code).or_default() += count;
@@ -65,18 +74,20 @@ fn all_seeds_heal() {
         }
     }
     println!(
-        "{} seeds: {} clusters, {} steps, {} joins, {} removals, {} restarts, refusals {audits:?}",
+        "{} seeds: {} clusters, {} steps, {} joins, {} removals, {} renamings, {} restarts, refusals {audits:?}",
         seeds.len(),
         total.clusters,
         total.steps,
         total.joins,
         total.removals,
+        total.renamings,
         total.restarts
     );
     assert!(failed.is_empty(), "seeds {failed:?} failed; SEED=n replays one");
     if seeds.len() >= 100 {
         // A simulation in which nothing happens proves nothing.
         assert!(total.joins > 200 && total.removals > 20 && total.restarts > 100);
+        assert!(total.renamings > 100);
         for code in [
             "TMB0711", "TMB0713", "TMB0716", "TMB0717", "TMB0718", "TMB0721", "TMB0722", "TMB0723",
         ] {

@@ -110,6 +110,15 @@ pub(super) async fn status(args: &Status, admin: &mut Admin) -> Result<(), Failu
     Ok(())
 }
 
+/// All names of its trust domain.
+fn trust_domains(cluster: &Cluster, separator: &str) -> String {
+    let also = cluster.also_trust_domains.iter().map(String::as_str);
+    let names: Vec<&str> = std::iter::once(cluster.trust_domain.as_str())
+        .chain(also)
+        .collect();
+    names.join(separator)
+}
+
 fn heard(cluster: &Cluster, now_unix_ms: i64) -> String {
     match cluster.last_heard_unix_ms {
         _ if cluster.state == "Own" => "-".into(),
@@ -140,7 +149,7 @@ pub(super) fn table(found: &ListClustersResponse, wide: bool, removed: bool) -> 
         };
         let mut cells = vec![
             cluster.name.clone(),
-            cluster.trust_domain.clone(),
+            trust_domains(cluster, ","),
             cluster.state.clone(),
             heard(cluster, now),
             services.to_string(),
@@ -175,7 +184,9 @@ fn value(cluster: &Cluster) -> Value {
         |refused| json!({"namespace": refused.namespace, "name": refused.name, "message": refused.message}),
     );
     json!({
-        "name": cluster.name, "trustDomain": cluster.trust_domain, "state": cluster.state, "reason": cluster.reason,
+        "name": cluster.name, "trustDomain": cluster.trust_domain,
+        "alsoTrustDomains": cluster.also_trust_domains, "contestedTrustDomains": cluster.contested_trust_domains,
+        "state": cluster.state, "reason": cluster.reason,
         "connected": cluster.connected,
         "lastHeard": (cluster.last_heard_unix_ms > 0).then(|| text::time(cluster.last_heard_unix_ms)),
         "importedServices": cluster.imported_services, "gateways": cluster.gateways, "exportsVersion": cluster.seq,
@@ -200,11 +211,15 @@ fn described(cluster: &Cluster, found: &ListClustersResponse, now_unix_ms: i64) 
     let yes = |flag: bool| if flag { "yes" } else { "no" }.to_owned();
     let mut fields = vec![
         ("Name", cluster.name.clone()),
-        ("Trust domain", cluster.trust_domain.clone()),
+        ("Trust domain", trust_domains(cluster, ", also ")),
         ("State", cluster.state.clone()),
     ];
     if !cluster.reason.is_empty() {
         fields.push(("Reason", cluster.reason.clone()));
+    }
+    if !cluster.contested_trust_domains.is_empty() {
+        let names = cluster.contested_trust_domains.join(", ");
+        fields.push(("Not counted", format!("{names}: another member has it")));
     }
     if !own {
         fields.push(("Connected", yes(cluster.connected)));
@@ -288,6 +303,8 @@ mod tests {
                 count: 3,
             }],
             version: "0.1.0".into(),
+            also_trust_domains: vec!["new.example".into()],
+            contested_trust_domains: vec!["new.example".into()],
             services: vec!["catalog.shop".into()],
             ..Default::default()
         };
@@ -300,6 +317,8 @@ mod tests {
         for part in [
             "Stale",
             "TMB0724",
+            "east.example, also new.example",
+            "new.example: another member has it",
             "7 imported",
             "every namespace",
             "3 times",

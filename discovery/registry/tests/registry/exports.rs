@@ -174,6 +174,8 @@ fn other_ports_elsewhere_are_a_conflict() {
         }];
         let imports = Imports {
             trust_domain: "west.example".parse().expect("a trust domain"),
+            also: Vec::new(),
+            former: Vec::new(),
             roots_pem: String::new(),
             shares_trust_domain: false,
             mesh_domain: String::new(),

@@ -187,12 +187,18 @@ fn imports() -> impl Strategy<Value = Option<Imports>> {
         0..3u8,
         any::<bool>(),
         prop::sample::select(vec!["", "west.internal"]),
+        prop::sample::subsequence(vec!["next.example", "west.example"], 0..2),
         prop::collection::vec(gateway(), 0..3),
         prop::collection::vec(export(), 0..3),
     )
         .prop_map(
-            |(domain, root, shares, mesh_domain, gateways, services)| Imports {
+            |(domain, root, shares, mesh_domain, also, gateways, services)| Imports {
                 trust_domain: domain.parse().expect("a trust domain"),
+                also: also
+                    .iter()
+                    .map(|name| name.parse().expect("a trust domain"))
+                    .collect(),
+                former: Vec::new(),
                 roots_pem: format!("-----BEGIN CERTIFICATE-----\n{root}\n-----END CERTIFICATE-----\n"),
                 shares_trust_domain: shares,
                 mesh_domain: mesh_domain.into(),

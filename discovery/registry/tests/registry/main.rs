@@ -3,7 +3,9 @@
 mod compile;
 mod corpus;
 mod exports;
+mod imported;
 mod incremental;
 mod networks;
+mod policies;
 mod scale;
 mod support;

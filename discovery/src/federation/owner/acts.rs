@@ -2,7 +2,7 @@
 
 use super::{
     Action, Arc, BTreeMap, Event, Instant, Owner, REFUSED_MAX, RETRY_INTERVAL, Refused, SAVE_INTERVAL,
-    TrustBundle, convert, unix_ms,
+    TrustBundle, WorkloadIdentity, convert, unix_ms,
 };
 use crate::{federation::dial, files, refusal::Refusal};
 use std::collections::VecDeque;
@@ -44,17 +44,18 @@ impl Owner {
                 Action::Dial {
                     cluster,
                     endpoints,
-                    trust_domain,
+                    names,
+                    shown,
                     roots_pem,
                 } => {
                     let target = dial::Target {
                         cluster,
                         endpoints,
-                        trust_domain,
+                        names,
                         roots_pem,
+                        identity: self.identity(&shown),
                     };
-                    let live = Arc::clone(&self.config.live);
-                    let dialling = dial::run(self.handle.clone(), live, target);
+                    let dialling = dial::run(self.handle.clone(), target);
                     self.tasks.spawn_until_stopped("federation dial", dialling);
                 }
                 Action::Close { conn } => {
@@ -69,7 +70,9 @@ impl Owner {
                     for cluster in changed {
                         match world.clusters.get(&cluster) {
                             Some(imports) => {
-                                let shares = self.shares(&cluster, &imports.trust_domain);
+                                let names = std::iter::once(&imports.trust_domain).chain(&imports.also);
+                                let ours = names.into_iter().any(|name| self.config.settings.is_own(name));
+                                let shares = ours && self.shares(&cluster);
                                 let imports = convert::imports(imports, shares);
                                 self.imported.insert(cluster.clone());
                                 self.config.fleet.set_imports(cluster, Some(imports)).await;
@@ -104,10 +107,7 @@ impl Owner {
     }
 
     /// Both sides agreed that the roots of each make identities of the other.
-    fn shares(&self, cluster: &str, trust_domain: &TrustDomain) -> bool {
-        if *trust_domain != self.config.settings.trust_domain {
-            return false;
-        }
+    fn shares(&self, cluster: &str) -> bool {
         let both = [cluster, self.config.cluster.as_str()];
         let members = self.core.members();
         both.iter().all(|name| {
@@ -115,6 +115,15 @@ impl Owner {
                 *member.member.record.cluster == **name && member.member.record.share_trust_domain
             })
         })
+    }
+
+    /// The own certificate of a name of the own trust domain. While that is renamed the other members are not always
+    /// shown the one that certificates are made for.
+    fn identity(&self, name: &TrustDomain) -> Option<Arc<WorkloadIdentity>> {
+        let current = self.config.live.current();
+        let mut all = current.identity.iter().chain(&current.others);
+        let shown = all.find(|identity| identity.id().trust_domain == *name);
+        shown.or(current.identity.as_ref()).cloned()
     }
 
     /// A cluster is no member any more: nothing of it is served, and its roots are withdrawn.
@@ -135,9 +144,9 @@ impl Owner {
         if roots == self.roots && !std::mem::take(&mut self.roots_changed) {
             return;
         }
-        let own = &self.config.settings.trust_domain;
-        let mut merged: BTreeMap<TrustDomain, String> =
-            BTreeMap::from([(own.clone(), self.config.roots_pem.clone())]);
+        let own = self.config.settings.own_names();
+        let own = own.map(|name| (name.clone(), self.config.roots_pem.clone()));
+        let mut merged: BTreeMap<TrustDomain, String> = own.collect();
         for (trust_domain, pem) in &roots {
             let known = merged.entry(trust_domain.clone()).or_default();
             if !(known.is_empty() || known.ends_with('\n')) {
@@ -175,6 +184,9 @@ impl Owner {
             format!("Cluster {cluster}"),
             Err(&refusal),
         );
+        if code == Code::ClusterStale {
+            return; // it is silent: that is a state, and nothing of it was refused
+        }
         let of = self.refused.entry(cluster).or_default();
         if of.len() < REFUSED_MAX || of.contains_key(&code) {
             let last = of.entry(code).or_insert(Refused {
@@ -184,9 +196,6 @@ impl Owner {
             });
             (last.message, last.at_unix_ms) = (refusal.message, unix_ms());
             last.count += 1;
-        if code == Code::ClusterStale {
-            return; // it is silent: that is a state, and nothing of it was refused
-        }
         }
     }
 

@@ -101,12 +101,18 @@ impl Owner {
             Command::Grant(cluster, namespaces, may_admit, reply) => {
                 drop(reply.send(self.grant(&cluster, namespaces, may_admit).await));
             }
+            Command::Name(cluster, change, reply) => {
+                drop(reply.send(self.change_names(&cluster, &change).await));
+            }
+            Command::PrepareName(name, reply) => drop(reply.send(self.prepare_name(name).await)),
+            Command::BehindName(name, reply) => drop(reply.send(Ok(self.behind_name(&name)))),
+            Command::ReleaseName(name, reply) => drop(reply.send(self.release_name(name).await)),
             Command::Roots(roots_pem, reply) => drop(reply.send(self.set_roots(roots_pem).await)),
             Command::Show(services, reply) => drop(reply.send(Ok(self.show(services)))),
         }
     }
 
-    fn usable(&self) -> Result<Now, Refusal> {
+    pub(super) fn usable(&self) -> Result<Now, Refusal> {
         match self.broken {
             None => Ok(self.now()),
             Some(_) => Err(Refusal::busy(
@@ -196,7 +202,7 @@ impl Owner {
         let core = invite.to_core(id).ok_or_else(|| {
             Refusal::invalid("the invite names no trust domain, or namespaces that are none")
         })?;
-        let shares_ours = core.share_trust_domain && core.trust_domain == self.config.settings.trust_domain;
+        let shares_ours = core.share_trust_domain && self.config.settings.is_own(&core.trust_domain);
         if shares_ours && !dry_run {
             let actions = self.core.set_share_trust_domain(true, now)?;
             if !self.act(actions).await {
