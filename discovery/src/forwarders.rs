@@ -15,7 +15,7 @@ use std::{
 };
 use tokio::{io::AsyncReadExt as _, net::TcpStream};
 use tombolo_registry::MeshSettings;
-use tombolo_types::{DeviceId, PROXY_MAX, PROXY_PREFIX, PROXY_SIGNATURE, ProxyHeader, SpiffeId};
+use tombolo_types::{DeviceId, PROXY_MAX, PROXY_PREFIX, PROXY_SIGNATURE, ProxyHeader, SpiffeId, TrustDomain};
 
 /// What discovery says on the control stream of a gateway whose word it believes.
 pub const FEATURE: &str = "proxy-protocol-v2";
@@ -57,6 +57,11 @@ impl Forwarders {
             settings,
             streams: Arc::default(),
         }
+    }
+
+    /// What certificates are made for.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.settings.trust_domain
     }
 
     fn streams(&self) -> MutexGuard<'_, BTreeMap<(IpAddr, DeviceId), usize>> {

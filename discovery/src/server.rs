@@ -254,7 +254,6 @@ pub async fn start(config: &Config) -> Result<Running> {
         addresses,
         Arc::clone(&metrics),
         &door,
-        trust_domain.clone(),
         front.clone(),
     );
     let certificates = CertificateService {

@@ -251,10 +251,11 @@ mod tests {
             "metadata": {"name": "p", "namespace": "shop"},
             "spec": {"rules": [{"from": [{"source": source}],
                 "when": [{"key": "source.principal", "notValues": ["old.example/ns/a/sa/b"]}]}]}});
-        match tombolo_config::Resource::from_json(&json).unwrap() {
-            tombolo_config::Resource::AuthorizationPolicy(object) => object,
-            other => panic!("{other:?}"),
-        }
+        let found = tombolo_config::Resource::from_json(&json).unwrap();
+        let tombolo_config::Resource::AuthorizationPolicy(object) = found else {
+            panic!("{json}")
+        };
+        object
     }
 
     #[test]

@@ -54,7 +54,6 @@ impl Ads {
         addresses: AddressKeeper,
         metrics: Arc<Metrics>,
         door: &Door,
-        trust_domain: TrustDomain,
         tasks: TaskGroup,
     ) -> Self {
         Self {
@@ -63,7 +62,7 @@ impl Ads {
             subscribers,
             addresses,
             metrics,
-            trust_domain,
+            trust_domain: door.forwarders.trust_domain().clone(),
             tasks,
             members: door.members.clone(),
             forwarders: door.forwarders.clone(),
