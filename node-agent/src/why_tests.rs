@@ -1,7 +1,7 @@
 use super::{name::nearest_host, *};
 use std::{sync::Arc, time::Duration};
 use tombolo_dataplane::{CallError, GatewayTry, ProbeResult};
-use tombolo_destination::{Candidate, Tunnel, resolve};
+use tombolo_destination::resolve;
 use tombolo_proto::{istio::security, istio::workload as wire, pack, tombolo::v1, type_url, xds::Resource};
 use tombolo_snapshot::{Own, Snapshot};
 use tombolo_tunnel::{OpenError, ThroughError, TlsError};

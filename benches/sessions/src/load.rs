@@ -72,9 +72,8 @@ async fn enrol_one(token: &JoinToken, dir: &Path, number: usize) -> Result<()> {
                 .enroll(&state, claims.clone())
                 .await
         };
-        let problem = match enrolled.await {
-            Ok(_) => return Ok(()),
-            Err(problem) => problem,
+        let Err(problem) = enrolled.await else {
+            return Ok(());
         };
         if backoff.attempts() + 1 == TRIES {
             bail!("device {number}: {problem}");
