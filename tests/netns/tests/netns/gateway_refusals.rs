@@ -117,7 +117,12 @@ fn what_a_member_may_not_ask() -> Result<()> {
         Ok::<_, anyhow::Error>(front.host.run("tombolo-member", &arguments)?.checked()?.stdout)
     };
     let said = burst("210", &wanted, &[])?;
-    ensure!(said == "200: 200\nREFUSED_STREAM: 10\n", "{said}");
+    // The others are refused, or wait at the caller if it has heard of the limit just in time.
+    let (taken, others) = said.split_once('\n').context("no answers")?;
+    ensure!(
+        taken == "200: 200" && ["REFUSED_STREAM: 10\n", "no answer: 10\n"].contains(&others),
+        "{said}"
+    );
     // And what calls that were given up have left to do is bounded, too: what they dial is dialled to its end.
     site.mesh.apply(HOLE)?;
     let hole = format!("{}:80", host("hole"));
@@ -127,8 +132,15 @@ fn what_a_member_may_not_ask() -> Result<()> {
         Ok(())
     })?;
     let said = burst("500", &hole, &["reset"])?;
-    ensure!(said == "REFUSED_STREAM: 100\nno answer: 400\n", "{said}");
-    ensure!(limited(&gateway, "streams")? == 100, "{}", gateway.metrics()?);
+    let refused = said
+        .lines()
+        .find_map(|line| line.strip_prefix("REFUSED_STREAM: "));
+    let refused: u64 = refused.with_context(|| said.clone())?.parse()?;
+    ensure!(
+        refused <= 100 && limited(&gateway, "streams")? == refused,
+        "{said}\n{}",
+        gateway.metrics()?
+    );
     ensure!(
         gateway.log().contains("opens them faster than they end"),
         "{}",

@@ -226,7 +226,7 @@ async fn burst(
         let patience = if reset {
             Duration::from_millis(100)
         } else {
-            PATIENCE
+            PATIENCE / 3
         };
         let by = Instant::now() + patience;
         let mut kept = Vec::new();
