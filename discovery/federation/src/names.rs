@@ -47,7 +47,7 @@ impl<C: Crypto> Federation<C> {
     ///
     /// # Errors
     /// [`Code::TrustDomainTaken`] for a name of another member; [`Code::TrustDomainInUse`] for one that the member
-    /// believes itself, unless forced; [`Code::Usage`] for one that cannot be taken; [`Code::MemberLimitReached`]; and
+    /// believes itself, unless forced; [`Code::InvalidRequest`] for one that cannot be taken; [`Code::MemberLimitReached`]; and
     /// as [`Self::remove`].
     pub fn change_names(
         &mut self,
@@ -123,7 +123,7 @@ impl<C: Crypto> Federation<C> {
         let member = self.membership.view().get(cluster);
         let member = member.ok_or_else(|| Refusal::new(Code::MemberUnknown, cluster))?;
         let record = &member.record;
-        let usage = |cause: String| Err(Refusal::new(Code::Usage, cause));
+        let usage = |cause: String| Err(Refusal::new(Code::InvalidRequest, cause));
         if !record.has_name(name) {
             let names: Vec<&str> = record.names().map(TrustDomain::as_str).collect();
             return usage(format!("{name} is none of {cluster}: {}", names.join(", ")));

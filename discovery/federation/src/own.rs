@@ -34,7 +34,7 @@ impl<C: Crypto> Federation<C> {
     /// Changes what this cluster says about itself: all roots that are valid during a rotation, and where it is.
     ///
     /// # Errors
-    /// [`Code::Usage`] when an endpoint or the roots are out of bounds.
+    /// [`Code::InvalidRequest`] when an endpoint or the roots are out of bounds.
     pub fn set_profile(
         &mut self,
         roots_pem: String,
@@ -50,7 +50,7 @@ impl<C: Crypto> Federation<C> {
         };
         profile
             .check()
-            .map_err(|refusal| Refusal::new(Code::Usage, refusal.cause))?;
+            .map_err(|refusal| Refusal::new(Code::InvalidRequest, refusal.cause))?;
         debug_assert!(profile.roots_pem.len() <= ROOTS_BYTES_MAX);
         self.own.roots_pem = profile.roots_pem;
         self.own.endpoints = profile.endpoints;

@@ -36,12 +36,12 @@ impl Grant {
         }
         if list.len() > NAMESPACES_MAX {
             return Err(Refusal::new(
-                Code::Usage,
+                Code::InvalidRequest,
                 format!("at most {NAMESPACES_MAX} namespaces"),
             ));
         }
         for namespace in &list {
-            check_label("namespace", namespace).map_err(|error| Refusal::new(Code::Usage, error))?;
+            check_label("namespace", namespace).map_err(|error| Refusal::new(Code::InvalidRequest, error))?;
             if reserved_namespace(namespace) {
                 return Err(Refusal::new(Code::Reserved, namespace));
             }

@@ -225,8 +225,8 @@ fn who_admitted_a_member_names_its_trust_domain() {
     );
     assert_eq!(names(&south, "west"), ["west.example", "next.example"]);
     for (name, code) in [
-        ("new.example", Code::Usage),  // all that it has
-        ("east.example", Code::Usage), // gone
+        ("new.example", Code::InvalidRequest),  // all that it has
+        ("east.example", Code::InvalidRequest), // gone
     ] {
         assert_eq!(drop_name(&mut west, "east", name, true), Err(code), "{name}");
     }
@@ -236,7 +236,7 @@ fn who_admitted_a_member_names_its_trust_domain() {
     assert_eq!(add(&mut west, "east", "e"), Err(Code::MemberLimitReached));
     assert_eq!(
         drop_name(&mut west, "east", "new.example", true),
-        Err(Code::Usage),
+        Err(Code::InvalidRequest),
         "which is to take its place?"
     );
 }
