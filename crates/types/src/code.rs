@@ -154,9 +154,9 @@ codes! {
     JoinPending = "0727", Warning, "A cluster was admitted and has not come yet.", "If its join failed there, run it again with the same invite; or take it back: tombolo cluster remove CLUSTER";
     TrustDomainInUse = "0728", Error, "The member still uses this trust domain.", "Let it finish its migration first: tombolo trust show on that cluster. To cut off what it has of that name: --force";
     TrustDomainUnlisted = "0729", Error, "The other clusters do not know this name of the trust domain.", "Run the command that is named on the cluster that admitted this one; then repeat this";
-    TrustStep = "0801", Error, "It is not the turn of this step of the rotation.", "tombolo trust show says how far it is and what comes next";
-    TrustBehind = "0802", Error, "Not everybody is ready for this step of the rotation.", "Wait for those that are named, or leave them behind: --force. tombolo trust show lists them";
-    TrustUnderWay = "0803", Info, "The root of this mesh is being rotated.", "tombolo trust show says how far it is and what comes next";
+    TrustStep = "0801", Error, "It is not the turn of this step of the change of trust.", "tombolo trust show says how far it is and what comes next";
+    TrustBehind = "0802", Error, "Not everybody is ready for this step of the change of trust.", "Wait for those that are named, or leave them behind: --force. tombolo trust show lists them";
+    TrustUnderWay = "0803", Info, "The root or the name of the trust domain of this mesh is being changed.", "tombolo trust show says how far it is and what comes next";
 }
 
 impl fmt::Display for Code {

@@ -94,7 +94,7 @@ pub(crate) enum Command {
     Grant(String, Grant, Option<bool>, Reply<()>),
     Name(String, NameChange, Reply<()>),
     PrepareName(TrustDomain, Reply<()>),
-    BehindName(TrustDomain, Reply<Vec<String>>),
+    BehindName(TrustDomain, Reply<Vec<(String, String)>>),
     ReleaseName(TrustDomain, Reply<Option<String>>),
     /// With the names of services, or without.
     Show(bool, Reply<Shown>),
@@ -240,11 +240,11 @@ impl Federation {
     }
 
     /// Before certificates are made for `name`: the other clusters that do not know yet, as far as this one knows, that it
-    /// is a name of this one, and why, for people. They would refuse this cluster under it. None: all do.
+    /// is a name of this one, each with the reason, for people. They would refuse this cluster under it. None: all do.
     ///
     /// # Errors
     /// While discovery stops.
-    pub async fn behind_name(&self, name: TrustDomain) -> Result<Vec<String>, Refusal> {
+    pub async fn behind_name(&self, name: TrustDomain) -> Result<Vec<(String, String)>, Refusal> {
         self.ask(|reply| Command::BehindName(name, reply)).await
     }
 

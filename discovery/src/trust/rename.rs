@@ -29,9 +29,16 @@ impl Owner {
         };
         match renaming {
             Renaming::Steady => status.next = vec!["start"],
-            Renaming::Started { .. } => {
+            Renaming::Started { next, .. } => {
                 status.next = vec!["switch", "abort"];
                 status.blockers.clone_from(&holders.behind);
+                let next: TrustDomain = next.parse().map_err(Refusal::internal)?;
+                for (who, why) in self.config.federation.behind_name(next).await? {
+                    // Once is enough for a cluster that cannot be reached.
+                    if !status.blockers.iter().any(|named| named.who == who) {
+                        status.blockers.push(Named { who, why });
+                    }
+                }
                 if !holders.away.is_empty() {
                     status.notes.push(format!(
                         "{} enrolled VMs are away: they follow when they come back, within 90 days of finish",
@@ -125,6 +132,7 @@ impl Owner {
         if waits && !shown.blockers.is_empty() && !asked.force {
             return Err(Refusal::new(Code::TrustBehind, told(&shown.blockers)));
         }
+        let notes: Vec<String> = self.tell_clusters(&asked).await?.into_iter().collect();
         let record = Record {
             names,
             ..self.record.clone()
@@ -149,10 +157,28 @@ impl Owner {
                 step: self.record.names.step.name(),
                 since_unix_ms,
                 by: by.to_owned(),
+                notes,
                 ..Status::default()
             },
             names: served,
         })
+    }
+
+    /// Has the record of this cluster say what the step needs, before the step is written: both may be repeated. Returns
+    /// what is to be done elsewhere, for people.
+    async fn tell_clusters(&self, asked: &AskedName) -> Result<Option<String>, Refusal> {
+        let federation = &self.config.federation;
+        let gone = match (asked.migration, &self.record.names.step) {
+            (Migration::Start, _) => {
+                let name = asked.name.parse().map_err(Refusal::invalid)?;
+                return federation.prepare_name(name).await.map(|()| None);
+            }
+            (Migration::Abort, Renaming::Started { next, .. }) => next,
+            (Migration::Finish, Renaming::Switched { previous, .. }) => previous,
+            (Migration::Switch | Migration::Abort | Migration::Finish, _) => return Ok(None),
+        };
+        let gone = gone.parse().map_err(Refusal::internal)?;
+        federation.release_name(gone).await
     }
 
     /// The names after a step.
@@ -219,8 +245,9 @@ impl Owner {
             ));
         }
         let listed = own.iter().any(|member| member.record.has_name(&name));
-        if !others.is_empty() && !listed {
-            let by = own.first().map_or("", |member| &member.record.admitted_by);
+        let by = own.first().map_or("", |member| &member.record.admitted_by);
+        // The founder says it of itself.
+        if !others.is_empty() && !listed && *by != *shown.own {
             return Err(Refusal::new(
                 Code::TrustDomainUnlisted,
                 format_args!(

@@ -1,6 +1,6 @@
 //! The own trust domain is renamed, on a discovery over loopback.
 
-use crate::lab::*;
+use crate::{clusters::*, lab::*};
 use serde_json::json;
 use std::sync::Arc;
 use tokio::io::AsyncReadExt as _;
@@ -28,13 +28,17 @@ async fn migrate_with(lab: &Lab, step: &str, name: &str, force: bool) -> Result<
 /// A step, after which discovery is opened anew as its program does it.
 async fn migrate(lab: &mut Lab, step: &str, name: &str, force: bool) -> Result<(), tonic::Status> {
     migrate_with(lab, step, name, force).await?;
+    open_anew(lab).await;
+    Ok(())
+}
+
+async fn open_anew(lab: &mut Lab) {
     let outdated = lab.running().outdated();
     tokio::time::timeout(std::time::Duration::from_secs(5), outdated)
         .await
         .unwrap();
     lab.shut_down().await;
     lab.boot().await;
-    Ok(())
 }
 
 /// Signing name, other names, former names, step.
@@ -252,4 +256,41 @@ async fn the_configuration_says_the_first_name_or_a_present_one() {
             Err(error) => assert!(format!("{error:#}").contains(OLD), "{error:#}"),
         }
     }
+}
+
+/// The founder says of itself what another cluster has said of it, and takes it back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn other_clusters_follow_the_founder() {
+    let (mut west, east) = (cluster("west").await, cluster("east").await);
+    admit(&west, &east, "east").await;
+    wait_state(&east, "west", "Connected").await;
+    let is_told = async |named: bool| {
+        east.wait_for(&format!("east believes the new name: {named}"), async || {
+            let told = told(&east);
+            told.iter().any(|one| one.starts_with("new.example ")) == named
+        })
+        .await;
+    };
+    migrate(&mut west, "start", NEW, false).await.unwrap();
+    is_told(true).await;
+    migrate(&mut west, "abort", "", false).await.unwrap();
+    is_told(false).await;
+    migrate(&mut west, "start", NEW, false).await.unwrap();
+    is_told(true).await;
+    for step in ["switch", "finish"] {
+        // Not before east is connected again, and has said that it knows.
+        let refused = migrate_with(&west, step, "", false).await;
+        if let Err(refused) = &refused {
+            assert!(refused.message().starts_with("TMB0802"), "{refused}");
+            west.wait_for(step, async || migrate_with(&west, step, "", false).await.is_ok())
+                .await;
+        }
+        open_anew(&mut west).await;
+    }
+    east.wait_for("west has its new name alone", async || {
+        let west = status(&east, "west").await.unwrap();
+        west.trust_domain == NEW && west.also_trust_domains.is_empty() && west.connected
+    })
+    .await;
+    assert_eq!(names(&west).await, "new.example [] [west.example] steady");
 }

@@ -105,6 +105,9 @@ pub(super) async fn migrate(step: &Step, sockets: &Sockets) -> Result<(), Failur
     let status = names.migration.clone().unwrap_or_default();
     output::line(format!("Done: {name}. {}", names_of(&names)));
     output::print(&told(&status, true));
+    for note in done.migration.iter().flat_map(|made| &made.notes) {
+        output::line(format!("To do: {note}"));
+    }
     if let Some(next) = status.next.first().filter(|_| status.step != "steady") {
         output::line(format!("Next: tombolo trust migrate {next}"));
     }

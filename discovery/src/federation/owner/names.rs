@@ -42,16 +42,15 @@ impl Owner {
         ))
     }
 
-    pub(super) fn behind_name(&self, name: &TrustDomain) -> Vec<String> {
+    pub(super) fn behind_name(&self, name: &TrustDomain) -> Vec<(String, String)> {
         let own = &self.config.cluster;
         if !self.core.is_member() {
             return Vec::new();
         }
         if !self.core.is_listed(name) {
             let speaker = self.speaker();
-            return vec![format!(
-                "all other clusters: run on {speaker}: tombolo cluster grant {own} --trust-domain {name}"
-            )];
+            let say = format!("run on {speaker}: tombolo cluster grant {own} --trust-domain {name}");
+            return vec![("all other clusters".into(), say)];
         }
         let members = self.core.members().into_iter();
         let others = members.filter(|status| {
@@ -60,15 +59,15 @@ impl Owner {
         });
         let behind = others.filter(|status| !(status.connected && status.in_step));
         let named = behind.map(|status| {
-            let cluster = &status.member.record.cluster;
-            if status.connected {
+            let why = if status.connected {
                 format!(
-                    "cluster {cluster}: it has not taken that {name} is a name of {own}; its release is {}",
+                    "it has not taken that {name} is a name of {own}; its release is {}",
                     status.version
                 )
             } else {
-                format!("cluster {cluster}: it cannot be reached, and may not know {name}")
-            }
+                format!("it cannot be reached, and may not know {name}")
+            };
+            (format!("cluster {}", status.member.record.cluster), why)
         });
         named.collect()
     }
@@ -85,7 +84,7 @@ impl Owner {
             return Ok(None);
         }
         Ok(Some(format!(
-            "the other clusters still take {name} for a name of this one: run on {speaker}: tombolo cluster grant {own} \
+            "the other clusters still take {name} for a name of this one; run on {speaker}: tombolo cluster grant {own} \
              --drop-trust-domain {name}"
         )))
     }
