@@ -4,6 +4,7 @@ use crate::{PATIENCE, needs_root};
 use anyhow::{Context as _, Result, bail, ensure};
 use std::{
     io::Write as _,
+    os::unix::fs::FileExt as _,
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -161,6 +162,17 @@ fn two_networks_with_the_same_addresses() -> Result<()> {
         "{size} bytes captured, {} lines with plaintext",
         hits.stdout.trim()
     );
+    // Nor is it anywhere in the gateway's own memory, with all the keys that it has; in the caller's agent it is.
+    let gateways = far.host.pids_of("tombolo-gateway")?;
+    let gateway = *gateways.first().context("the gateway is not running")?;
+    let (held, open) = (
+        in_memory(gateway, CANARY)?,
+        in_memory(front.agent_pid()?, CANARY)?,
+    );
+    ensure!(
+        held == 0 && open > 0,
+        "{held} times in the gateway, {open} in the agent"
+    );
     // Nobody listens there: the application is told so by connect() itself.
     let how = connect(&front, "back", "81")?;
     ensure!(how.starts_with("ECONNREFUSED"), "{how}\n{}", far.log());
@@ -191,6 +203,31 @@ fn two_networks_with_the_same_addresses() -> Result<()> {
     ensure!(vms.matches("gateway").count() >= 2, "{vms}");
     drop(site);
     Ok(())
+}
+
+/// How often a text stands in the memory that a process can write to.
+fn in_memory(pid: i32, text: &str) -> Result<usize> {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    let memory = std::fs::File::open(format!("/proc/{pid}/mem"))?;
+    let (mut found, mut read) = (0, 0);
+    for line in maps.lines() {
+        let mut words = line.split_whitespace();
+        let (range, rights) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        if !rights.starts_with("rw") {
+            continue;
+        }
+        let (from, to) = range.split_once('-').context("a range of addresses")?;
+        let (from, to) = (u64::from_str_radix(from, 16)?, u64::from_str_radix(to, 16)?);
+        let mut bytes = vec![0; usize::try_from(to - from)?];
+        // Some cannot be read, or are gone by now.
+        if memory.read_exact_at(&mut bytes, from).is_ok() {
+            read += bytes.len();
+            let parts = bytes.windows(text.len());
+            found += parts.filter(|part| *part == text.as_bytes()).count();
+        }
+    }
+    ensure!(read > 1 << 20, "only {read} bytes of process {pid} can be read");
+    Ok(found)
 }
 
 #[test]
